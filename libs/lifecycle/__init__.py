@@ -1,0 +1,9 @@
+"""Start, run again and again, drain and stop: how every process of the platform lives and ends.
+
+Knows nothing of what the components do.
+"""
+
+from libs.lifecycle.lifecycle import Component, Lifecycle
+from libs.lifecycle.loop import Loop
+
+__all__ = ["Component", "Lifecycle", "Loop"]
