@@ -57,6 +57,18 @@ class AppError(Exception):
         """What the code means to each transport."""
         return CATALOGUE[self.code]
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` is its reverse."""
+        errors = [{"field": v.field, "message": v.message, "suggestions": list(v.suggestions)} for v in self.errors]
+        return {"code": self.code, "detail": self.detail, "errors": errors, "meta": self.meta}
+
+    @staticmethod
+    def from_dict(problem: Mapping[str, Any]) -> "AppError":
+        """An error of the class that the code belongs to; a code from a newer catalogue becomes "internal"."""
+        code = problem["code"] if problem["code"] in CATALOGUE else "internal"
+        errors = [Violation(v["field"], v["message"], tuple(v.get("suggestions", ()))) for v in problem.get("errors", ())]
+        return _class_of(code)(problem["detail"], code=code, errors=errors, meta=problem.get("meta"))
+
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
 
@@ -125,6 +137,16 @@ class Poison(AppError):
     """A message that no number of tries will get through."""
 
     default_code = "internal"
+
+
+def _class_of(code: str) -> type[AppError]:
+    if code == QuotaExceeded.default_code:
+        return QuotaExceeded
+    entry = CATALOGUE[code]
+    if entry.retryable:
+        return Transient
+    by_status = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: Conflict}
+    return by_status.get(entry.http, Invalid if entry.http < 500 else AppError)
 
 
 def near(name: str, options: Iterable[str], limit: int = 3) -> list[str]:

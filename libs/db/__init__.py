@@ -1,0 +1,25 @@
+"""Databases: one transaction a unit of work, with its events and its idempotency key in it.
+
+Knows SQLAlchemy and the infrastructure tables; knows no service's tables.
+"""
+
+from libs.db.database import Database, DatabaseSettings
+from libs.db.ids import new_id
+from libs.db.infrastructure import create_infrastructure
+from libs.db.migrate import migrate
+from libs.db.paging import page_size, page_token, start_after
+from libs.db.unit import Replay, RequestKey, Unit
+
+__all__ = [
+    "Database",
+    "DatabaseSettings",
+    "Replay",
+    "RequestKey",
+    "Unit",
+    "create_infrastructure",
+    "migrate",
+    "new_id",
+    "page_size",
+    "page_token",
+    "start_after",
+]

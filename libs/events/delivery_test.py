@@ -1,0 +1,135 @@
+"""From outbox to handler, every effect once, whatever fails on the way."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import func, insert, select
+
+from lepton.data.v1.dataset_pb2 import DatasetVersion
+from lepton.data.v1.events_pb2 import DatasetVersionReady
+from libs.db import Database, DatabaseSettings, Unit
+from libs.db.infrastructure import metadata as infrastructure
+from libs.errors import Poison, Transient
+from libs.events import Consumer, Event, InMemoryEventLog, Relay, handles, replay_dead_letters
+from libs.events.dead_letter import dead_topic
+
+tables = sa.MetaData()
+effects = sa.Table("effects", tables, sa.Column("number", sa.Integer))
+
+
+@pytest.fixture
+async def database() -> AsyncIterator[Database]:
+    database = Database(DatabaseSettings())
+    async with database.engine.begin() as connection:
+        await connection.run_sync(infrastructure.create_all)
+        await connection.run_sync(tables.create_all)
+    yield database
+    await database.stop()
+
+
+def ready(number: int) -> Event:
+    return Event.of(DatasetVersionReady(version=DatasetVersion(number=number)), key="acme/iris")
+
+
+async def numbers(database: Database) -> list[int]:
+    async with database.read() as session:
+        return list((await session.execute(select(effects.c.number))).scalars())
+
+
+async def consume(database: Database, log: InMemoryEventLog, handler: Any, count: int) -> None:
+    """Runs a consumer until `count` events are committed."""
+    consumer = Consumer("tests", database, log, handles((DatasetVersionReady, handler)))
+    await consumer.start()
+    for _ in range(2000):
+        if log._committed["tests"] >= count:
+            break
+        import asyncio
+
+        await asyncio.sleep(0.005)
+    await consumer.stop()
+
+
+async def record(unit: Unit, message: DatasetVersionReady) -> None:
+    await unit.session.execute(insert(effects).values(number=message.version.number))
+
+
+async def test_an_event_is_published_only_if_its_unit_commits(database: Database) -> None:
+    log = InMemoryEventLog()
+    relay = Relay(database, log, name="tests")
+    with pytest.raises(RuntimeError):
+        async with database.unit() as unit:
+            await unit.emit(ready(1))
+            raise RuntimeError
+    async with database.unit() as unit:
+        await unit.emit(ready(2))
+    await relay.stop()
+    assert [e.message().version.number for e in log.events] == [2]
+
+
+async def test_a_duplicate_has_no_second_effect(database: Database) -> None:
+    log = InMemoryEventLog()
+    event = ready(1)
+    await log.publish([event, event, ready(2)])
+    await consume(database, log, record, 3)
+    assert await numbers(database) == [1, 2]
+
+
+async def test_a_crash_before_the_commit_has_one_effect(database: Database) -> None:
+    log = InMemoryEventLog()
+    await log.publish([ready(1)])
+    await consume(database, log, record, 1)
+    log._committed["tests"] = 0
+    await consume(database, log, record, 1)
+    assert await numbers(database) == [1]
+
+
+async def test_a_handler_that_fails_leaves_nothing_and_is_tried_again(database: Database) -> None:
+    log = InMemoryEventLog()
+    await log.publish([ready(1), ready(2)])
+    tries = 0
+
+    async def flaky(unit: Unit, message: DatasetVersionReady) -> None:
+        nonlocal tries
+        await record(unit, message)
+        tries += 1
+        if tries < 3:
+            raise Transient("away")
+
+    await consume(database, log, flaky, 2)
+    assert await numbers(database) == [1, 2]
+
+
+async def test_poison_is_put_aside_with_its_reason_and_can_be_replayed(database: Database) -> None:
+    log = InMemoryEventLog()
+    await log.publish([ready(1), ready(2)])
+
+    async def picky(unit: Unit, message: DatasetVersionReady) -> None:
+        if message.version.number == 1:
+            raise Poison("one is not a number")
+        await record(unit, message)
+
+    await consume(database, log, picky, 2)
+    assert await numbers(database) == [2]
+    await Relay(database, log, name="tests").stop()
+    (dead,) = [e for e in log.events if e.topic == dead_topic("tests")]
+    assert dead.extensions["lepton_dead_reason"] == "one is not a number"
+    assert dead.extensions["lepton_dead_topic"] == "lepton.data.dataset.v1"
+
+    assert await replay_dead_letters(log, "tests") == 1
+    await consume(database, log, record, 4)
+    assert await numbers(database) == [2, 1]
+    assert await replay_dead_letters(log, "tests") == 0
+
+
+async def test_the_outbox_is_empty_once_published(database: Database) -> None:
+    log = InMemoryEventLog()
+    async with database.unit() as unit:
+        await unit.emit(*[ready(n) for n in range(1200)])
+    await Relay(database, log, name="tests").stop()
+    await Relay(database, log, name="tests").stop()
+    await Relay(database, log, name="tests").stop()
+    assert [e.message().version.number for e in log.events] == list(range(1200))
+    async with database.read() as session:
+        assert (await session.execute(select(func.count()).select_from(infrastructure.tables["outbox"]))).scalar() == 0

@@ -1,0 +1,87 @@
+"""The artifact store port: content-addressed objects, one bucket a purpose, each purpose owned by one service."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from libs.errors import Invalid, Violation
+from libs.settings import Block
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+CHUNK = 1 << 20
+
+
+class StorageSettings(Block):
+    """`url`: "file:///folder" or "memory:"."""
+
+    url: str = "memory:"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was kept: "sha256:…" of the bytes, and how many."""
+
+    digest: str
+    size: int
+
+
+class ArtifactStore(Protocol):
+    """Objects of one purpose. Every method raises AppError: not_found, too_large, storage_full, unavailable."""
+
+    async def put(self, chunks: AsyncIterable[bytes], *, limit: int | None = None) -> Stored:
+        """Keeps the bytes for good before it returns; a stream that breaks off or exceeds `limit` bytes leaves nothing."""
+        ...
+
+    async def put_file(self, path: Path) -> Stored:
+        """The same of a file, which stays where it is."""
+        ...
+
+    def open(self, digest: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes, in chunks of at most 1 MiB."""
+        ...
+
+    async def stat(self, digest: str) -> int:
+        """Size in bytes."""
+        ...
+
+    async def fetch(self, digest: str, path: Path) -> None:
+        """Makes `path` a file with the bytes, checked against the digest where they crossed a network. Do not write to it."""
+        ...
+
+    async def discard(self, digest: str, *, idle_seconds: float = 0.0) -> None:
+        """Removes the object unless it was put again in the last `idle_seconds`; one that is not there is fine."""
+        ...
+
+    def list(self) -> AsyncIterator[tuple[str, float]]:
+        """Every digest, with the seconds since it was last put."""
+        ...
+
+
+def digest_of(data: bytes) -> str:
+    """The name that `data` has in every store."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def checked(digest: str) -> str:
+    """The 64 hexadecimal digits of a digest; raises Invalid on anything else, so that no name from outside becomes a path."""
+    if not DIGEST.fullmatch(digest):
+        raise Invalid.of([Violation("digest", "must be 'sha256:' and 64 hexadecimal digits")])
+    return digest.removeprefix("sha256:")
+
+
+def open_store(settings: StorageSettings, purpose: str) -> ArtifactStore:
+    """The adapter that the URL names, for one purpose ("datasets", "models")."""
+    from libs.storage.in_memory import InMemoryArtifactStore
+    from libs.storage.local import LocalArtifactStore
+
+    scheme, _, rest = settings.url.partition(":")
+    match scheme:
+        case "memory":
+            return InMemoryArtifactStore()
+        case "file":
+            return LocalArtifactStore(Path(rest.removeprefix("//")) / purpose)
+        case _:
+            raise ValueError(f"artifact store URL {settings.url!r}: the scheme must be file or memory")
