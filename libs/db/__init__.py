@@ -8,12 +8,11 @@ from libs.db.ids import new_id
 from libs.db.infrastructure import create_infrastructure
 from libs.db.migrate import migrate
 from libs.db.paging import page_size, page_token, start_after
-from libs.db.unit import Replay, RequestKey, Unit
+from libs.db.unit import RequestKey, Unit
 
 __all__ = [
     "Database",
     "DatabaseSettings",
-    "Replay",
     "RequestKey",
     "Unit",
     "create_infrastructure",

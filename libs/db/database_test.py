@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy import insert, select
 
 from lepton.data.v1.dataset_pb2 import Dataset
-from libs.db import Database, DatabaseSettings, Replay, RequestKey, page_token, start_after
+from libs.db import Database, DatabaseSettings, RequestKey, page_token, start_after
 from libs.db.infrastructure import metadata as infrastructure
-from libs.errors import Conflict, Invalid
+from libs.errors import Conflict, Invalid, Replay
 
 tables = sa.MetaData()
 things = sa.Table("things", tables, sa.Column("name", sa.String, primary_key=True))

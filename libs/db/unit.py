@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.db.infrastructure import idempotency_keys, outbox
-from libs.errors import AppError, Conflict, Invalid
+from libs.errors import AppError, Conflict, Invalid, Replay
 
 Row = TypeVar("Row")
 Reply = TypeVar("Reply", bound=Message)
@@ -43,14 +43,6 @@ class RequestKey:
     def request_sha256(self) -> bytes:
         """Tells whether the key comes back with another request."""
         return hashlib.sha256(self.request.SerializeToString(deterministic=True)).digest()
-
-
-class Replay(Exception):
-    """The request was answered before: answer `response` (a serialised message) again. Ends the unit; nothing is changed."""
-
-    def __init__(self, response: bytes) -> None:
-        super().__init__("replayed")
-        self.response = response
 
 
 class Unit:

@@ -139,6 +139,14 @@ class Poison(AppError):
     default_code = "internal"
 
 
+class Replay(Exception):
+    """No error: the request was answered before. Answer `response` (a serialised message) again; nothing was changed."""
+
+    def __init__(self, response: bytes) -> None:
+        super().__init__("answered before")
+        self.response = response
+
+
 def _class_of(code: str) -> type[AppError]:
     if code == QuotaExceeded.default_code:
         return QuotaExceeded

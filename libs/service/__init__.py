@@ -1,0 +1,10 @@
+"""What a service is made of, so that a new one is a folder and a page of wiring.
+
+Knows every lib; knows no service.
+"""
+
+from libs.service.edge import Edge
+from libs.service.kit import Kit, run
+from libs.service.settings import IdentitySettings, PeerSettings, ServiceSettings
+
+__all__ = ["Edge", "IdentitySettings", "Kit", "PeerSettings", "ServiceSettings", "run"]

@@ -1,0 +1,93 @@
+"""Puts a service together from its settings, and runs it."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
+from libs import telemetry
+from libs.db import Database, migrate
+from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
+from libs.lifecycle import Component, Lifecycle
+from libs.rpc import Client, Server, Signer, Verifier, public_key_of
+from libs.rpc.server import Registration
+from libs.service.settings import ServiceSettings
+
+
+class Kit:
+    """The parts of the service `name` in `package`: database, event log, signer and clients; `service` and `worker` assemble them.
+
+    `event_log` is given where several services share one process.
+    """
+
+    def __init__(self, name: str, package: str, settings: ServiceSettings, event_log: EventLog | None = None) -> None:
+        self.name, self.package, self.settings = name, package, settings
+        self.database = Database(settings.database)
+        self._owns_log = event_log is None
+        self.event_log = event_log or open_event_log(settings.events)
+        self._private_key = settings.identity.private_key.get_secret_value()
+        self.signer = Signer(self._private_key, name)
+        self._clients: list[Client] = []
+
+    def client(self, stub: Callable[[Any], Any], peer: str) -> Client:
+        """A client of the service `peer`, closed when this one stops."""
+        client = Client(stub, getattr(self.settings.peers, peer), self.signer)
+        self._clients.append(client)
+        return client
+
+    def service(
+        self,
+        registrations: Sequence[Registration],
+        handlers: Mapping[type[Message], Handler] | None = None,
+        components: Sequence[Component] = (),
+    ) -> Lifecycle:
+        """All of it: migrated database, relay, consumer of `handlers`, `components` (reconcilers and the like), and last the server."""
+        parts: list[Component] = [self._foundation(), Relay(self.database, self.event_log, name=self.name)]
+        if handlers:
+            parts.append(Consumer(self.name, self.database, self.event_log, handlers))
+        server = Server(self.settings.listen, registrations, verifier=Verifier(public_key_of(self._private_key)))
+        return Lifecycle([*parts, *components, server])
+
+    def worker(self, components: Sequence[Component]) -> Lifecycle:
+        """What a process beside the service has: the same database and outbox, no server."""
+        return Lifecycle([self._foundation(), Relay(self.database, self.event_log, name=self.name), *components])
+
+    def _foundation(self) -> Component:
+        return Lifecycle([self.database, _Migration(self), *([self.event_log] if self._owns_log else []), _Clients(self._clients)])
+
+
+class _Migration:
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+
+    async def start(self) -> None:
+        await migrate(self._kit.database, self._kit.package)
+
+    async def stop(self) -> None:
+        return None
+
+
+class _Clients:
+    def __init__(self, clients: list[Client]) -> None:
+        self._clients = clients
+
+    async def start(self) -> None:
+        return None
+
+    async def stop(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle]) -> None:
+    """Runs one service as a process until SIGTERM or SIGINT."""
+
+    async def main() -> None:
+        await build(settings).run()
+
+    telemetry.setup(name, url=settings.telemetry_url, level=settings.log_level)
+    try:
+        asyncio.run(main())
+    finally:
+        telemetry.shutdown()

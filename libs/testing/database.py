@@ -1,0 +1,31 @@
+"""A service's database as its migrations make it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import MetaData
+
+from libs.db import Database, DatabaseSettings, migrate
+from libs.db.infrastructure import metadata as infrastructure
+
+
+@asynccontextmanager
+async def migrated_database(package: str, url: str = "sqlite+aiosqlite://") -> AsyncIterator[Database]:
+    """A database of the service in `package` ("services.data"), in memory unless `url` says otherwise."""
+    database = Database(DatabaseSettings(url=url))
+    await migrate(database, package)
+    try:
+        yield database
+    finally:
+        await database.stop()
+
+
+async def schema_differences(package: str, tables: MetaData) -> list[Any]:
+    """What the migrations make otherwise than `tables` and the infrastructure say; empty where they agree."""
+    async with migrated_database(package) as database, database.engine.connect() as connection:
+        return await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), [tables, infrastructure])  # type: ignore[arg-type]
+        )
