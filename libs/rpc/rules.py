@@ -1,6 +1,7 @@
 """Checks a message by the `rules` that its proto states, before any handler sees it.
 
-Each message type is compiled once into a list of small checks. NaN, infinity and enum numbers without a name are refused everywhere.
+Each message type is compiled once into a list of small checks. NaN, infinity and enum numbers without a name are refused everywhere;
+of a oneof one member must be set.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from google.protobuf import struct_pb2
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
 from lepton.common.v1 import options_pb2
 
@@ -60,7 +61,24 @@ def _checks_of(descriptor: Descriptor) -> list[Check]:
         # Registered before it is filled, for messages that contain themselves.
         checks = _compiled[descriptor.full_name] = []
         checks += [each for field in descriptor.fields for each in _field_checks(field)]
+        checks += [_one_of(oneof) for oneof in real_oneofs(descriptor)]
     return checks
+
+
+def real_oneofs(descriptor: Descriptor) -> list[OneofDescriptor]:
+    """Without those that stand for a single `optional`."""
+    return [oneof for oneof in descriptor.oneofs if not (len(oneof.fields) == 1 and oneof.name.startswith("_"))]
+
+
+def _one_of(oneof: OneofDescriptor) -> Check:
+    name = oneof.name
+    options = tuple(field.name for field in oneof.fields)
+
+    def run(message: Any, path: str, found: list[Violation]) -> None:
+        if message.WhichOneof(name) is None:
+            found.append(Violation(path.removesuffix("."), f"must have one of {', '.join(options)}", options))
+
+    return run
 
 
 def _field_checks(field: FieldDescriptor) -> list[Check]:

@@ -49,7 +49,16 @@ Step = dataset_pb2.TransformStep
         (job(optimizer=77), "training.optimizer", "must be one of sgd, adam, adamw, lbfgs; got number 77"),
         (job(early_stopping=job_pb2.EarlyStopping()), "training.early_stopping.patience", "is required"),
         (transform(), "steps", "is required"),
-        (transform(Step(dedupe={}), Step(), Step(cast=dataset_pb2.Cast(type=1))), "steps[2].cast.column", "is required"),
+        (
+            transform(Step(dedupe={}), Step(filter={"expression": "a"}), Step(cast=dataset_pb2.Cast(type=1))),
+            "steps[2].cast.column",
+            "is required",
+        ),
+        (
+            transform(Step()),
+            "steps[0]",
+            "must have one of drop_missing, impute, dedupe, cast, filter, derive, rename, drop_columns, map_values, split",
+        ),
         (transform(Step(split=dataset_pb2.SplitRows(test=1))), "steps[0].split.test", "must be less than 1, got 1"),
         (transform(*[Step(dedupe={})] * 101), "steps", "must have at most 100 items, got 101"),
         (transform(Step(map_values=dataset_pb2.MapValues(column="a"))), "steps[0].map_values.values", "is required"),

@@ -23,7 +23,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
-from libs.errors import AppError, Forbidden, Unauthenticated
+from libs.errors import AppError, Forbidden, Replay, Unauthenticated
 from libs.rpc.call import Call, enter_call
 from libs.rpc.identity import Identity, Verifier
 from libs.rpc.names import enum_name_by_number
@@ -151,6 +151,8 @@ def _wrap(method: _Method, handler: grpc.RpcMethodHandler, verifier: Verifier) -
             try:
                 _admit(method, request, context, verifier)
                 return await handler.unary_unary(request, context)
+            except Replay as replay:
+                return replay.response
             except Exception as error:
                 problem = failure(error)
             await _abort(context, problem)
@@ -168,7 +170,12 @@ def _wrap(method: _Method, handler: grpc.RpcMethodHandler, verifier: Verifier) -
 
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
-    return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, _serialize)
+
+
+def _serialize(response: Any) -> bytes:
+    """A message, or bytes that were a message when the request was first answered."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _admit(method: _Method, request: Any, context: grpc.aio.ServicerContext, verifier: Verifier) -> None:
