@@ -1,39 +1,91 @@
 """Generates the message types and service stubs of proto/ into build/proto, and one descriptor set with its comments.
 
-Knows protoc only; what the options mean is libs/rpc's affair.
+Knows protoc only; what the options mean is libs/rpc's affair. Does nothing when nothing changed. A process that imports the
+types meanwhile sees each file old or new, never torn or missing.
 """
 
+import hashlib
+import os
 import shutil
 import sys
-from importlib.resources import files
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
-
-from google.api import annotations_pb2
-from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "build" / "proto"
 DESCRIPTORS = TARGET / "lepton" / "descriptors.binpb"
+STAMP = ".digest"
 
 
-def generate() -> None:
-    """Replaces build/proto; raises SystemExit with protoc's own words when a file is wrong."""
-    shutil.rmtree(TARGET, ignore_errors=True)
-    TARGET.mkdir(parents=True)
-    sources = sorted(str(path) for path in SOURCE.rglob("*.proto"))
+def sources(folder: Path = SOURCE) -> list[Path]:
+    return sorted(folder.rglob("*.proto"))
+
+
+def digest() -> str:
+    """Of everything that the types are made from."""
+    seen = hashlib.sha256(f"{version('grpcio-tools')} {version('googleapis-common-protos')}".encode())
+    for path in [Path(__file__), *sources()]:
+        seen.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return seen.hexdigest()
+
+
+def protoc(source: Path, *outputs: str) -> None:
+    """Runs it over a folder of protos; raises SystemExit after protoc's own words when a file is wrong."""
+    from google.api import annotations_pb2  # here, so that a run with nothing to do takes no time
+    from grpc_tools import protoc
+
     googleapis = Path(annotations_pb2.__file__).parents[2]
-    includes = [f"-I{SOURCE}", f"-I{files('grpc_tools') / '_proto'}", f"-I{googleapis}"]
-    outputs = [f"--python_out={TARGET}", f"--pyi_out={TARGET}", f"--grpc_python_out={TARGET}"]
-    if protoc.main(["protoc", *includes, *outputs, *sources]) != 0:
+    includes = [f"-I{source}", f"-I{Path(protoc.__file__).parent / '_proto'}", f"-I{googleapis}"]
+    if protoc.main(["protoc", *includes, *outputs, *map(str, sources(source))]) != 0:
         raise SystemExit("protoc refused the files above")
-    for folder in (path for path in (TARGET / "lepton").rglob("*") if path.is_dir()):
+
+
+def describe(source: Path, target: Path) -> None:
+    """Writes one descriptor set of a folder of protos, with what they import and their comments."""
+    protoc(source, "--include_imports", "--include_source_info", f"--descriptor_set_out={target}")
+
+
+def generate(target: Path) -> None:
+    """Fills an empty folder."""
+    protoc(SOURCE, f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}")
+    describe(SOURCE, target / "lepton" / DESCRIPTORS.name)
+    for folder in [target / "lepton", *(path for path in (target / "lepton").rglob("*") if path.is_dir())]:
         (folder / "__init__.py").touch()
-    (TARGET / "lepton" / "__init__.py").touch()
-    described = ["--include_imports", "--include_source_info", f"--descriptor_set_out={DESCRIPTORS}"]
-    if protoc.main(["protoc", *includes, *described, *sources]) != 0:
-        raise SystemExit("protoc refused the files above")
+
+
+def replace(old: Path, new: Path) -> None:
+    """Makes `old` equal to `new`, file by file; what did not change is not touched."""
+    kept = set()
+    for source in sorted(path for path in new.rglob("*") if path.is_file()):
+        path = old / source.relative_to(new)
+        kept.add(path)
+        if path.is_file() and path.read_bytes() == source.read_bytes():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, path)
+    for path in old.rglob("*"):
+        if path.is_file() and path not in kept and path.suffix != ".pyc":
+            path.unlink(missing_ok=True)
+    for folder in sorted((path for path in old.rglob("*") if path.is_dir()), reverse=True):
+        if folder.name != "__pycache__" and not any(path.name != "__pycache__" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    wanted = digest()
+    stamp = TARGET / STAMP
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".proto-", dir=TARGET.parent) as folder:
+        generate(Path(folder))
+        replace(TARGET, Path(folder))
+        last = Path(folder) / STAMP
+        last.write_text(wanted)
+        os.replace(last, stamp)
 
 
 if __name__ == "__main__":
-    sys.exit(generate())
+    sys.exit(main())
