@@ -4,6 +4,7 @@ Knows no service's events.
 """
 
 from libs.events.consumer import Consumer, Handler, handles
+from libs.events.current import current_event, handling
 from libs.events.dead_letter import replay_dead_letters
 from libs.events.event import Event, topic_of
 from libs.events.in_memory import InMemoryEventLog
@@ -20,7 +21,9 @@ __all__ = [
     "Received",
     "Relay",
     "Subscription",
+    "current_event",
     "handles",
+    "handling",
     "open_event_log",
     "replay_dead_letters",
     "topic_of",

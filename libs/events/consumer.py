@@ -19,6 +19,7 @@ from libs.db.database import Database
 from libs.db.infrastructure import inbox
 from libs.db.unit import Unit
 from libs.errors import AppError, Poison, Transient
+from libs.events.current import handling
 from libs.events.dead_letter import dead_letter, retry_topic
 from libs.events.event import topic_of
 from libs.events.log import EventLog, Received
@@ -137,7 +138,8 @@ class Consumer:
         ):
             async with self._database.unit() as unit:
                 if await self._first_time(unit, received):
-                    await handler(unit, message)
+                    with handling(event):
+                        await handler(unit, message)
 
     async def _first_time(self, unit: Unit, received: Received) -> bool:
         source, event_id = received.event.source, received.event.id

@@ -12,7 +12,7 @@ from lepton.data.v1.events_pb2 import DatasetVersionReady
 from libs.db import Database, DatabaseSettings, Unit
 from libs.db.infrastructure import metadata as infrastructure
 from libs.errors import Poison, Transient
-from libs.events import Consumer, Event, InMemoryEventLog, Relay, handles, replay_dead_letters
+from libs.events import Consumer, Event, InMemoryEventLog, Relay, current_event, handles, replay_dead_letters
 from libs.events.dead_letter import dead_topic
 
 tables = sa.MetaData()
@@ -74,6 +74,18 @@ async def test_a_duplicate_has_no_second_effect(database: Database) -> None:
     await log.publish([event, event, ready(2)])
     await consume(database, log, record, 3)
     assert await numbers(database) == [1, 2]
+
+
+async def test_a_handler_knows_its_event(database: Database) -> None:
+    log, seen = InMemoryEventLog(), []
+
+    async def note(unit: Unit, message: DatasetVersionReady) -> None:
+        seen.append(current_event().id)
+
+    event = ready(1)
+    await log.publish([event])
+    await consume(database, log, note, 1)
+    assert seen == [event.id]
 
 
 async def test_a_crash_before_the_commit_has_one_effect(database: Database) -> None:
