@@ -6,7 +6,6 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from libs import telemetry
 from libs.db import Database, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
 from libs.lifecycle import Component, Lifecycle
@@ -85,6 +84,8 @@ def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle])
 
     async def main() -> None:
         await build(settings).run()
+
+    from libs import telemetry
 
     telemetry.setup(name, url=settings.telemetry_url, level=settings.log_level)
     try:

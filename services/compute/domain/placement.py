@@ -1,0 +1,177 @@
+"""Which allocation gets which node, and why one waits.
+
+Whole cores are counted against a node's cores. Requests below one core are shares: they are counted against a budget of the same size
+of their own, so that a small replica never waits for a training job to end, nor the reverse.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+CORE = 1000
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one allocation asks of one node; `accelerator` is "cpu", "gpu" or "tpu", `devices` how many of it (0 for cpu)."""
+
+    accelerator: str
+    devices: int
+    cpu_millis: int
+    memory_bytes: int
+
+    @property
+    def is_share(self) -> bool:
+        """Less than a core."""
+        return self.cpu_millis < CORE
+
+    def __str__(self) -> str:
+        if self.devices:
+            return f"{self.devices} {self.accelerator}"
+        if self.is_share:
+            return f"{self.cpu_millis / CORE:g} of a core"
+        return f"{self.cpu_millis / CORE:g} core{'s' if self.cpu_millis > CORE else ''}"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a node has: all of it, or what is free of it. Devices are indexes by accelerator."""
+
+    node: str
+    cpu_millis: int
+    share_millis: int
+    memory_bytes: int
+    devices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    open: bool = True
+
+    def lacks(self, need: Need) -> str:
+        """The first thing that does not suffice, in words; empty where all does."""
+        if need.devices > len(self.devices.get(need.accelerator, ())):
+            return need.accelerator
+        if need.cpu_millis > (self.share_millis if need.is_share else self.cpu_millis):
+            return "cores"
+        if need.memory_bytes > self.memory_bytes:
+            return "memory"
+        return ""
+
+    def without(self, need: Need, devices: Collection[int]) -> "Room":
+        """What is left once `need` holds these device indexes."""
+        left = {kind: tuple(i for i in has if kind != need.accelerator or i not in devices) for kind, has in self.devices.items()}
+        return replace(
+            self,
+            cpu_millis=self.cpu_millis - (0 if need.is_share else need.cpu_millis),
+            share_millis=self.share_millis - (need.cpu_millis if need.is_share else 0),
+            memory_bytes=self.memory_bytes - need.memory_bytes,
+            devices=left,
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An allocation in the queue; `since` in seconds."""
+
+    id: str
+    workspace: str
+    need: Need
+    priority: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an allocation goes, and on which devices."""
+
+    id: str
+    node: str
+    devices: tuple[int, ...]
+
+
+def in_order(queue: Iterable[Waiting], held_millis: Mapping[str, int]) -> list[Waiting]:
+    """Higher priority first; within one, workspaces take turns, the one that holds least beginning; then the oldest."""
+    left = sorted(queue, key=lambda w: (w.since, w.id))
+    held = dict(held_millis)
+    ordered: list[Waiting] = []
+    while left:
+        first = min(left, key=lambda w: (-w.priority, held.get(w.workspace, 0), w.since, w.id))
+        left.remove(first)
+        held[first.workspace] = held.get(first.workspace, 0) + weight(first.need)
+        ordered.append(first)
+    return ordered
+
+
+def weight(need: Need) -> int:
+    """How much a need counts when workspaces are compared: a device as much as eight cores."""
+    return need.cpu_millis + 8 * CORE * need.devices
+
+
+def place(
+    queue: Sequence[Waiting], free: Sequence[Room], total: Sequence[Room], *, now: float, patience: float
+) -> tuple[list[Placement], dict[str, str]]:
+    """Grants in the queue's order, each on the open node that it fills best; and why each of the others waits.
+
+    A smaller one may overtake a larger one that does not fit, until that has waited for `patience` seconds: then the node that comes
+    nearest is kept for it.
+    """
+    rooms = {room.node: room for room in free if room.open}
+    placements: list[Placement] = []
+    reasons: dict[str, str] = {}
+    for waiting in queue:
+        fitting = [room for room in rooms.values() if not room.lacks(waiting.need)]
+        if fitting:
+            room = min(fitting, key=lambda r: (_left_over(r, waiting.need), r.node))
+            devices = room.devices.get(waiting.need.accelerator, ())[: waiting.need.devices]
+            placements.append(Placement(waiting.id, room.node, tuple(devices)))
+            rooms[room.node] = room.without(waiting.need, devices)
+            continue
+        reasons[waiting.id] = why_it_waits(waiting.need, free, total)
+        if now - waiting.since > patience:
+            able = [room.node for room in total if room.node in rooms and not room.lacks(waiting.need)]
+            if able:
+                del rooms[max(able, key=lambda node: (rooms[node].cpu_millis, node))]
+    return placements, reasons
+
+
+def _left_over(room: Room, need: Need) -> tuple[int, int]:
+    """Best fit: first spare other devices, then the fewest cores left over."""
+    spare = sum(len(has) for has in room.devices.values()) - need.devices
+    return spare, (room.share_millis if need.is_share else room.cpu_millis) - need.cpu_millis
+
+
+def why_it_waits(need: Need, free: Sequence[Room], total: Sequence[Room]) -> str:
+    """One sentence for the person who waits."""
+    if not total:
+        return f"waits for {need}: no node has registered yet"
+    able = {room.node for room in total if not room.lacks(need)}
+    rooms = [room for room in free if room.node in able]
+    if not any(room.open for room in rooms):
+        return f"waits for {need}: every node that has it is cordoned or lost"
+    room = max((room for room in rooms if room.open), key=lambda r: (r.cpu_millis, r.node))
+    whole = next(r for r in total if r.node == room.node)
+    return f"waits for {need}: node {room.node} has {_amounts(room, whole, need)} free"
+
+
+def _amounts(room: Room, whole: Room, need: Need) -> str:
+    match room.lacks(need):
+        case "memory":
+            return f"{_gib(room.memory_bytes)} of {_gib(whole.memory_bytes)} GiB"
+        case "cores" if need.is_share:
+            return f"shares for {room.share_millis / CORE:g} of {whole.share_millis / CORE:g} cores"
+        case "cores" | "":
+            return f"{room.cpu_millis / CORE:g} of {whole.cpu_millis / CORE:g} cores"
+        case kind:
+            return f"{len(room.devices.get(kind, ()))} of {len(whole.devices.get(kind, ()))} {kind}"
+
+
+def why_never(need: Need, total: Sequence[Room]) -> str:
+    """Why no node could hold it even if it were empty; empty where one could, or where none is known yet."""
+    if not total or any(not room.lacks(need) for room in total):
+        return ""
+    best = max(total, key=lambda r: (len(r.devices.get(need.accelerator, ())), r.cpu_millis, r.memory_bytes))
+    kinds = "".join(f", {len(has)} {kind}" for kind, has in sorted(best.devices.items()) if has)
+    return (
+        f"no node can hold {need} with {_gib(need.memory_bytes)} GiB; the largest, {best.node}, has "
+        f"{best.cpu_millis / CORE:g} cores, {_gib(best.memory_bytes)} GiB{kinds or ', no gpu, no tpu'}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"

@@ -1,0 +1,53 @@
+"""Composition root of the compute service."""
+
+from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
+
+from libs.db import Database
+from libs.events import EventLog
+from libs.lifecycle import Lifecycle, Loop
+from libs.service import Kit, run
+from services.compute import repository
+from services.compute.agent import NodeAgent
+from services.compute.handlers import Scheduler
+from services.compute.servicer import ComputeServicer
+from services.compute.settings import Settings
+
+SWEEP_SECONDS = 1.0
+
+
+def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
+    """The service: API and the sweep that takes back what nobody renews."""
+    kit = Kit("compute", "services.compute", settings, event_log)
+    scheduler = Scheduler(patience_seconds=settings.patience_seconds)
+
+    async def sweep() -> None:
+        if await _something_is_due(kit.database, scheduler, settings.node_lease_seconds):
+            async with kit.database.unit() as unit:
+                await scheduler.expire(unit, node_lease_seconds=settings.node_lease_seconds)
+
+    servicer = ComputeServicer(kit.database, scheduler)
+    return kit.service(
+        [(servicer, add_ComputeServiceServicer_to_server)], components=[Loop("compute-sweep", sweep, interval=SWEEP_SECONDS)]
+    )
+
+
+def build_agent(settings: Settings) -> NodeAgent:
+    """What runs on every node beside its workers."""
+    kit = Kit("node", "services.compute", settings)
+    return NodeAgent(kit.client(ComputeServiceStub, "compute"), settings)
+
+
+async def _something_is_due(database: Database, scheduler: Scheduler, node_lease_seconds: float) -> bool:
+    """Whether the sweep would change anything: looking costs no write."""
+    now = scheduler.clock()
+    async with database.read() as session:
+        if await repository.has_queued(session):
+            return True
+        if any((a.lease_expire_time or now) < now for a in await repository.granted(session)):
+            return True
+        return any(not n.lost and now - n.heartbeat_time > node_lease_seconds for n in await repository.nodes(session))
+
+
+if __name__ == "__main__":
+    own = Settings()
+    run("compute", own, build)

@@ -1,0 +1,61 @@
+"""Every query of the compute service."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.compute.tables import GRANTED, LIVE, QUEUED, Allocation, Node
+
+
+async def nodes(session: AsyncSession, *, after: str | None = None, limit: int | None = None) -> Sequence[Node]:
+    """By name. Nodes belong to the platform, not to a workspace."""
+    query = select(Node).order_by(Node.name)
+    if after is not None:
+        query = query.where(Node.name > after)
+    return (await session.execute(query.limit(limit))).scalars().all()
+
+
+async def node(session: AsyncSession, name: str) -> Node | None:
+    return await session.get(Node, name)
+
+
+async def live(session: AsyncSession) -> Sequence[Allocation]:
+    """Queued and granted ones of every workspace: what the scheduler looks at."""
+    return (await session.execute(select(Allocation).where(Allocation.state.in_(LIVE)))).scalars().all()
+
+
+async def granted(session: AsyncSession) -> Sequence[Allocation]:
+    """Those that hold a lease, of every workspace."""
+    return (await session.execute(select(Allocation).where(Allocation.state == GRANTED))).scalars().all()
+
+
+async def has_queued(session: AsyncSession) -> bool:
+    return (await session.execute(select(Allocation.id).where(Allocation.state == QUEUED).limit(1))).first() is not None
+
+
+async def live_of_holder(session: AsyncSession, workspace: str, holder: str) -> Allocation | None:
+    query = select(Allocation).where(
+        Allocation.workspace == workspace, Allocation.holder == holder, Allocation.state.in_(LIVE)
+    )
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def allocation(session: AsyncSession, id: str, workspace: str | None = None) -> Allocation | None:
+    """`workspace` None: a service asks, by an id that it was given."""
+    query = select(Allocation).where(Allocation.id == id)
+    if workspace is not None:
+        query = query.where(Allocation.workspace == workspace)
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def allocations(
+    session: AsyncSession, workspace: str, *, state: str, before: str | None, limit: int
+) -> Sequence[Allocation]:
+    """Newest first; `before` is the id that a page ended with."""
+    query = select(Allocation).where(Allocation.workspace == workspace).order_by(Allocation.id.desc())
+    if state:
+        query = query.where(Allocation.state == state)
+    if before is not None:
+        query = query.where(Allocation.id < before)
+    return (await session.execute(query.limit(limit))).scalars().all()

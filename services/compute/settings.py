@@ -1,0 +1,17 @@
+"""Settings of the compute service and of the agent that speaks for a node."""
+
+from pydantic_settings import SettingsConfigDict
+
+from libs.service import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="LEPTON_COMPUTE_")
+
+    # A node that has not been heard of for so long is lost. Its agent registers every third of it.
+    node_lease_seconds: float = 15.0
+    # An allocation that has waited so long keeps a node free for itself: smaller ones no longer overtake it there.
+    patience_seconds: float = 60.0
+    # Name and pool under which this machine offers itself; an empty name is the host's. Only the agent reads them.
+    node_name: str = ""
+    node_pool: str = "default"

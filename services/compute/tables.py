@@ -1,0 +1,103 @@
+"""Nodes with their devices, and allocations: the entities of the compute service."""
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Column, Index, MetaData, text
+from sqlmodel import Field, SQLModel
+
+from services.compute.domain.placement import CORE, Need, Room, Waiting
+
+QUEUED, GRANTED, RELEASED, EXPIRED = "queued", "granted", "released", "expired"
+LIVE = (QUEUED, GRANTED)
+
+
+class Table(SQLModel):
+    metadata: ClassVar[MetaData] = MetaData()
+
+
+class Node(Table, table=True):
+    """A machine. `devices` are {"index", "accelerator", "model", "memory_bytes"} as its agent found them; times are seconds."""
+
+    __tablename__ = "nodes"
+
+    name: str = Field(primary_key=True)
+    pool: str
+    cpu_millis: int
+    memory_bytes: int = Field(sa_type=BigInteger)
+    cpu_model: str
+    devices: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    cordoned: bool = False
+    lost: bool = False
+    heartbeat_time: float
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes new allocations."""
+        return not self.cordoned and not self.lost
+
+    def room(self) -> Room:
+        """All that it has."""
+        kinds = sorted({d["accelerator"] for d in self.devices})
+        devices = {kind: tuple(d["index"] for d in self.devices if d["accelerator"] == kind) for kind in kinds}
+        return Room(self.name, self.cpu_millis, self.cpu_millis, self.memory_bytes, devices, self.open)
+
+
+class Allocation(Table, table=True):
+    """A share of one node, asked for, held or given back; times are seconds."""
+
+    __tablename__ = "allocations"
+    __table_args__ = (
+        Index("live_holders", "holder", unique=True, sqlite_where=text("end_time IS NULL"), postgresql_where=text("end_time IS NULL")),
+        Index("allocations_by_workspace", "workspace", "id"),
+        Index("allocations_by_state", "state"),
+    )
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    holder: str
+    accelerator: str
+    count: int
+    cpu_millis: int
+    memory_bytes: int = Field(sa_type=BigInteger)
+    priority: int
+    lease_seconds: int
+    state: str
+    reason: str = ""
+    node: str = ""
+    devices: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    create_time: float
+    grant_time: float | None = None
+    renew_time: float | None = None
+    end_time: float | None = None
+
+    @property
+    def need(self) -> Need:
+        """What it asks of a node."""
+        return Need(self.accelerator, 0 if self.accelerator == "cpu" else self.count, self.cpu_millis, self.memory_bytes)
+
+    @property
+    def waiting(self) -> Waiting:
+        """Itself in the queue."""
+        return Waiting(self.id, self.workspace, self.need, self.priority, self.create_time)
+
+    @property
+    def lease_expire_time(self) -> float | None:
+        """When it is taken back unless it is renewed."""
+        return None if self.renew_time is None else self.renew_time + self.lease_seconds
+
+    def grant(self, node: str, devices: list[int], now: float) -> None:
+        """Gives it its place; the lease begins."""
+        self.state, self.reason, self.node, self.devices = GRANTED, "", node, devices
+        self.grant_time = self.renew_time = now
+
+    def end(self, state: str, now: float) -> float:
+        """Ends it as RELEASED or EXPIRED; answers the seconds to bill: to now, or to the last renewal."""
+        self.state, self.reason, self.end_time = state, "", now
+        if self.grant_time is None or self.renew_time is None:
+            return 0.0
+        return (now if state == RELEASED else self.renew_time) - self.grant_time
+
+
+def default_cpu_millis(accelerator: str, count: int) -> int:
+    """A core each: for a cpu allocation's cores, and beside every device."""
+    return CORE * max(1, count)
