@@ -1,0 +1,22 @@
+"""Runs programs with limits, and never leaves one behind.
+
+launcher = SubprocessLauncher()
+process = await launcher.start(Launch("replica-1", [sys.executable, "-m", "services.deployment.replica"], {"TOKEN": token}))
+exit = await process.wait()
+"""
+
+from libs.launcher.in_memory import InMemoryLauncher, InMemoryProcess
+from libs.launcher.launcher import Exit, Launch, Launcher, LaunchError, Process
+from libs.launcher.local import Subprocess, SubprocessLauncher
+
+__all__ = [
+    "Exit",
+    "InMemoryLauncher",
+    "InMemoryProcess",
+    "Launch",
+    "LaunchError",
+    "Launcher",
+    "Process",
+    "Subprocess",
+    "SubprocessLauncher",
+]

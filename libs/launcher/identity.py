@@ -1,0 +1,55 @@
+"""Which process a process id meant: ids are used again, births are not."""
+
+import os
+import signal
+import sys
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+def handle_of(pid: int) -> str:
+    """A durable name of the process that `pid` means now; one without a birth if it is gone already."""
+    return f"{pid}:{_birth(pid)}"
+
+
+def pid_of(handle: str) -> int | None:
+    """The process id, if the very process that the handle was made for still runs."""
+    number, _, birth = handle.partition(":")
+    return int(number) if number.isdigit() and birth and _birth(int(number)) == birth and runs(int(number)) else None
+
+
+def runs(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return bool(psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    except psutil.Error:
+        return False
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to the group that `pid` leads; one that is gone is fine."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _birth(pid: int) -> str:
+    if sys.platform != "linux":
+        try:
+            return str(psutil.Process(pid).create_time())
+        except psutil.Error:
+            return ""
+    try:
+        # Clock ticks from the machine's start to the process's; psutil's create_time moves when the clock is set.
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{ticks}:{_boot()}"
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]

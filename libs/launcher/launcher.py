@@ -1,0 +1,83 @@
+"""The port through which a service runs a program: started with limits, watched, and never left behind.
+
+Knows neither what the program does nor on what it runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+class LaunchError(Exception):
+    """The program could not be started: it is missing, not executable, or there is no room for another process."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to run.
+
+    `id` names it in logs. `env` is all that it sees beside PATH, the locale, the time zone, TMPDIR and the library path. Over
+    `memory_bytes`, counted with its children, it is killed. Output is appended to the files given, else dropped.
+    """
+
+    id: str
+    argv: Sequence[str | Path]
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cwd: Path | None = None
+    memory_bytes: int | None = None
+    stdout: Path | None = None
+    stderr: Path | None = None
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How it ended: by `code`, or by `signal` (then `code` is None); `oom` when it was for memory."""
+
+    code: int | None
+    signal: int | None = None
+    oom: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself and was content."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.oom:
+            return "out of memory"
+        return f"signal {self.signal}" if self.code is None else f"exit code {self.code}"
+
+
+class Process(Protocol):
+    """A running program and everything that it starts."""
+
+    @property
+    def id(self) -> str:
+        """As in its Launch."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def handle(self) -> str:
+        """Names this very process durably, for `Launcher.end` after a restart; process ids alone are used again."""
+
+    async def wait(self) -> Exit:
+        """Returns once it has ended and nothing of it is left; as often as asked."""
+
+    async def stop(self, grace_seconds: float = 5.0) -> Exit:
+        """Asks it to end (SIGTERM) and kills it and its children after `grace_seconds`; 0 kills at once."""
+
+    def alive(self) -> bool:
+        """Whether it runs; a zombie does not."""
+
+
+class Launcher(Protocol):
+    """Runs programs that end when their owner does, however that ends."""
+
+    async def start(self, launch: Launch) -> Process:
+        """Returns once the program runs; raises LaunchError when it cannot."""
+
+    async def end(self, handle: str) -> bool:
+        """Kills what an earlier owner's handle names, if it still runs: whether it did."""
