@@ -1,0 +1,124 @@
+"""One service's task queue: registering coroutines as Celery tasks, and sending messages for them without waiting."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from celery import Celery
+from opentelemetry import propagate, trace
+
+log = structlog.get_logger()
+
+TaskFunction = Callable[..., Coroutine[Any, Any, None]]
+
+
+class TaskQueue:
+    """A component. `url` is a Celery broker URL: "redis://…", "redis+socket:///path" or "memory://" (this process only)."""
+
+    def __init__(self, service: str, url: str) -> None:
+        self.service = service
+        self.queue = f"lepton.{service}"
+        self.url = url
+        self.app = celery_app(service, url, self.queue)
+        # Set by the worker.
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._in_hand: set[Future[None]] = set()
+        self._functions: dict[str, Callable[..., None]] = {}
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"{service}-tasks")
+        self._tracer = trace.get_tracer(service)
+
+    def register(self, name: str, function: TaskFunction) -> None:
+        """Makes `function(**kwargs)` what a worker of this process runs for messages `name`, on the process's event loop.
+
+        It returns when the work has ended; only then is the message acknowledged. What it raises is logged: the row's reconciler
+        sends the next message.
+        """
+
+        def run(task: Any, **kwargs: Any) -> None:
+            if self.loop is None:
+                raise RuntimeError(f"task {name} came before the worker started")
+            work = self._traced(name, function, dict(task.request.headers or {}), kwargs)
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            self._in_hand.add(future)
+            try:
+                future.result()
+            except CancelledError:
+                log.info("task_cancelled", task=name)
+            finally:
+                self._in_hand.discard(future)
+
+        self._functions[self._full_name(name)] = run
+
+    def install(self, app: Celery) -> None:
+        """Makes the registered tasks known to the app that a worker runs."""
+        for name, function in self._functions.items():
+            app.task(function, bind=True, name=name, shared=False)
+
+    def enqueue(self, name: str, /, **kwargs: str | int | float) -> None:
+        """Sends a message in the current trace, soon and in the background. Never raises: a message is only a hint."""
+        headers: dict[str, str] = {}
+        propagate.inject(headers)
+        try:
+            self._sender.submit(self._send, name, kwargs, headers)
+        except RuntimeError:
+            log.warning("task_enqueue_failed", task=name, reason="stopping")
+
+    def cancel_all(self) -> None:
+        """Cancels the coroutines in hand; their threads return."""
+        for future in list(self._in_hand):
+            future.cancel()
+
+    async def start(self) -> None:
+        return None
+
+    async def stop(self) -> None:
+        """Sends what is left, then closes."""
+        await asyncio.to_thread(self._sender.shutdown)
+        await asyncio.to_thread(self.app.close)
+
+    def _full_name(self, name: str) -> str:
+        return f"lepton.{self.service}.{name}"
+
+    def _send(self, name: str, kwargs: dict[str, Any], headers: dict[str, str]) -> None:
+        try:
+            self.app.send_task(self._full_name(name), kwargs=kwargs, headers=headers, queue=self.queue, retry=False)
+        except Exception as error:
+            log.warning("task_enqueue_failed", task=name, error=repr(error))
+
+    async def _traced(self, name: str, function: Callable[..., Awaitable[None]], headers: dict[str, str], kwargs: dict[str, Any]) -> None:
+        parent = propagate.extract(headers)
+        with self._tracer.start_as_current_span(f"task {name}", context=parent, kind=trace.SpanKind.CONSUMER):
+            try:
+                await function(**kwargs)
+            except Exception:
+                log.exception("task_failed", task=name, **kwargs)
+
+
+def celery_app(service: str, url: str, queue: str) -> Celery:
+    app = Celery(f"lepton.{service}", broker=url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_default_queue=queue,
+        task_create_missing_queues=True,
+        # Taken again when a worker is lost; the row's lease keeps it from running twice.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
+            "polling_interval": 0.05 if url.startswith("memory") else None,
+        },
+    )
+    return app
