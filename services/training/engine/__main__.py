@@ -11,6 +11,8 @@ DONE, FAILED, CRASHED = 0, 3, 1
 
 def main(folder: Path) -> int:
     _limit_threads(folder)
+    # pyarrow looks whether there is pandas, which takes a second to load; nothing here uses it.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     # Only now: numpy and torch read these variables when they are loaded.
     from services.training.engine import faults
     from services.training.engine.events import Events

@@ -88,7 +88,8 @@ def _train(folder: Path, spec: RunSpec, prepared: Prepared, init: Package | None
     from services.training.engine.loop import Loop
 
     torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What torch.use_deterministic_algorithms(True, warn_only=True) sets, without the 1.3 s that it takes to load the compiler.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each new tensor, and none is read before it is written
     torch.manual_seed(spec.training.seed % (1 << 63))
     module = _build(spec, prepared, init).to(spec.device, getattr(torch, spec.training.dtype))
