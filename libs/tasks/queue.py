@@ -15,7 +15,7 @@ TaskFunction = Callable[..., Coroutine[Any, Any, None]]
 
 
 class TaskQueue:
-    """A component. `url` is a Celery broker URL: "redis://…", "redis+socket:///path" or "memory://" (this process only)."""
+    """A component. `url` is a Celery broker URL: "redis://…", "redis+socket:///path"; "memory://" drops messages, for tests."""
 
     def __init__(self, service: str, url: str) -> None:
         self.service = service
@@ -118,7 +118,6 @@ def celery_app(service: str, url: str, queue: str) -> Celery:
             "socket_connect_timeout": 2,
             "socket_timeout": 10,
             "socket_keepalive": True,
-            "polling_interval": 0.05 if url.startswith("memory") else None,
         },
     )
     return app

@@ -1,4 +1,4 @@
-"""Messages reach coroutines in the trace they were sent in, through a real broker too."""
+"""Messages reach coroutines through a real broker, in the trace they were sent in."""
 
 import asyncio
 import time
@@ -14,11 +14,8 @@ from libs.tasks import TaskQueue, Worker
 from libs.tasks.valkey import ValkeyBroker
 
 
-@pytest.fixture(params=["memory", "valkey"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    if request.param == "memory":
-        yield "memory://"
-        return
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
     broker = ValkeyBroker(SubprocessLauncher(), tmp_path / "broker.log")
     await broker.start()
     yield broker.url

@@ -26,6 +26,8 @@ class Worker:
 
     async def start(self) -> None:
         app = celery_app("worker", self._queues[0].url, self._queues[0].queue)
+        # Celery's pool threads look tasks up in the process's default app.
+        app.set_default()
         for queue in self._queues:
             queue.loop = asyncio.get_running_loop()
             queue.install(app)
