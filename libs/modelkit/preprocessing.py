@@ -154,18 +154,18 @@ def _fit_column(name: str, kind: str, values: NDArray[Any]) -> dict[str, Any]:
         raise _unusable(name, f"'{name}' has infinite values; replace or drop them with a transform")
     there = values[~np.isnan(values)]
     fill = float(np.median(there)) if len(there) else 0.0
-    mean, scale = _spread(np.where(np.isnan(values), fill, values))
+    mean, scale = spread(np.where(np.isnan(values), fill, values))
     return {**field, "fill": fill, "mean": mean, "scale": scale}
 
 
-def _spread(values: NDArray[np.float64]) -> tuple[float, float]:
+def spread(values: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard deviation, also of values near the ends of the double's range; a constant has the scale 1."""
     largest = float(np.abs(values).max(initial=0)) or 1.0
     unit = 2.0 ** np.floor(np.log2(largest)) if not 1e-100 < largest < 1e100 else 1.0
     mean = float(np.mean(values / unit)) * unit
     off = values / unit - mean / unit
     scale = float(np.sqrt(np.mean(off * off))) * unit
-    return mean, scale if scale > abs(mean) * 1e-15 and np.ptp(values) > 0 else 1.0
+    return mean, scale if scale > abs(mean) * 1e-15 and values.max() > values.min() else 1.0
 
 
 def _fit_categories(values: NDArray[np.object_]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from libs.errors import Invalid, Violation
 from libs.modelkit.evaluation import softmax
 from libs.modelkit.fit import MAX_CLASSES
+from libs.modelkit.preprocessing import spread
 from libs.modelkit.signature import label
 
 
@@ -55,9 +56,8 @@ def fit_target(name: str, kind: str, values: NDArray[Any], *, classify: bool) ->
         return Target({"name": name, "type": kind, "classes": _classes(name, kind, values)})
     if np.isinf(values).any():
         raise _unusable(name, "has infinite values; replace or drop these rows with a transform")
-    mean = float(values.mean())
-    scale = float(np.sqrt(np.mean((values - mean) ** 2)))
-    return Target({"name": name, "type": kind, "mean": mean, "scale": scale if np.ptp(values) > 0 and scale > 0 else 1.0})
+    mean, scale = spread(values)
+    return Target({"name": name, "type": kind, "mean": mean, "scale": scale})
 
 
 def _classes(name: str, kind: str, values: NDArray[Any]) -> list[Any]:

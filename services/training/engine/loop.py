@@ -104,14 +104,16 @@ class Loop:
 
     def _epoch(self) -> float:
         module, optimizer, loss_of, events = self.module.train(), self.optimizer, self.loss, self.events
-        total = torch.zeros((), dtype=torch.float64, device=self.train.x.device)
+        # On a GPU the loss stays there: reading it at each step would make every step wait.
+        on_cpu = self.train.x.device.type == "cpu"
+        total: Any = 0.0 if on_cpu else torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         self._next_report = self._next_report or time.monotonic_ns() + _SECOND_NS
         for rows, (x, y) in self._shuffled():
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            total += loss.detach() * len(x)
+            total += (loss.item() if on_cpu else loss.detach()) * len(x)
             self.standing.step += 1
             if self._first or time.monotonic_ns() >= self._next_report:
                 self._report(rows, float(total) / rows)
