@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -22,12 +22,16 @@ Reply = TypeVar("Reply", bound=Message)
 class Emitted(Protocol):
     """What the outbox keeps of an event."""
 
-    topic: str
-    key: str
-    data: bytes
+    @property
+    def topic(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
 
     def headers(self) -> dict[str, str]: ...
-
 
 
 @dataclass(frozen=True)
