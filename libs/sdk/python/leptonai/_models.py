@@ -1,0 +1,121 @@
+"""Models: names under which immutable, evaluated versions are kept."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leptonai._errors import InvalidInput
+from leptonai._files import inside, saved
+from leptonai._refs import name_of, parse
+from leptonai._session import AsyncPages, AsyncSession, Call, Pages, Session, page_of, path
+from leptonai._transport import TransportFailure
+from leptonai._types import Artifact, Model, ModelVersion
+
+
+class Models:
+    """`client.models`. A version is meant by "name@n", or by "name" for the newest. Errors: APIError and its kin."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def get(self, name: str) -> Model:
+        """One model."""
+        return self._session.run(Call("GET", path("models", name_of(name)), Model.from_json))
+
+    def list(self) -> Pages[Model]:
+        """All of the workspace."""
+        return Pages(self._session, page_of(("models",), "models", Model))
+
+    def version(self, ref: Any) -> ModelVersion:
+        """One version, with its metrics, signature and files."""
+        return self._session.run(_version(ref))
+
+    def versions(self, name: str) -> Pages[ModelVersion]:
+        """All versions, newest first."""
+        return Pages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
+
+    def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
+        """Writes a version's files (weights as safetensors, preprocessing as JSON, …) into a folder, digests checked; returns where."""
+        version = self.version(ref)
+        places = []
+        for file in version.files:
+            place = _place(folder, file)
+            call = _file(version, file)
+            with self._session.stream(call) as stream, saved(place, file.digest) as out:
+                try:
+                    for chunk in stream.chunks():
+                        out.write(chunk)
+                except TransportFailure as failure:
+                    raise self._session.settings.failure(self._session.settings.request(call), failure) from None
+            places.append(place)
+        return places
+
+    def delete(self, name: str) -> None:
+        """Deletes every version; refused while an endpoint serves one."""
+        self._session.run(Call("DELETE", path("models", name_of(name)), _nothing))
+
+
+class AsyncModels:
+    """As Models, for an event loop."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, name: str) -> Model:
+        """As Models.get."""
+        return await self._session.run(Call("GET", path("models", name_of(name)), Model.from_json))
+
+    def list(self) -> AsyncPages[Model]:
+        """As Models.list."""
+        return AsyncPages(self._session, page_of(("models",), "models", Model))
+
+    async def version(self, ref: Any) -> ModelVersion:
+        """As Models.version."""
+        return await self._session.run(_version(ref))
+
+    def versions(self, name: str) -> AsyncPages[ModelVersion]:
+        """As Models.versions."""
+        return AsyncPages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
+
+    async def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
+        """As Models.download."""
+        version = await self.version(ref)
+        places = []
+        for file in version.files:
+            place = _place(folder, file)
+            call = _file(version, file)
+            async with self._session.stream(call) as stream:
+                with saved(place, file.digest) as out:
+                    try:
+                        async for chunk in stream.chunks():
+                            out.write(chunk)
+                    except TransportFailure as failure:
+                        raise self._session.settings.failure(self._session.settings.request(call), failure) from None
+            places.append(place)
+        return places
+
+    async def delete(self, name: str) -> None:
+        """As Models.delete."""
+        await self._session.run(Call("DELETE", path("models", name_of(name)), _nothing))
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _version(ref: Any) -> Call[ModelVersion]:
+    name, number = parse(ref)
+    return Call("GET", path("models", name, "versions", number), ModelVersion.from_json)
+
+
+def _file(version: ModelVersion, file: Artifact) -> Call[None]:
+    segments: tuple[str | int, ...] = ("models", version.model, "versions", version.number, "files", *file.path.split("/"))
+    return Call("GET", path(*segments), _nothing, headers={"accept": "*/*"})
+
+
+def _place(folder: str | os.PathLike[str], file: Artifact) -> Path:
+    target = Path(folder).expanduser()
+    if target.exists() and not target.is_dir():
+        raise InvalidInput(f"{target} is a file", "name a folder for the model's files")
+    return inside(target, file.path)
