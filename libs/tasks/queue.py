@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import structlog
@@ -24,7 +24,9 @@ class TaskQueue:
         self.app = celery_app(service, url, self.queue)
         # Set by the worker.
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._in_hand: set[Future[None]] = set()
+        self._in_hand: set[asyncio.Task[Any]] = set()
+        self._cancelled = False
+        self._cancelling = False
         self._functions: dict[str, Callable[..., None]] = {}
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"{service}-tasks")
         self._tracer = trace.get_tracer(service)
@@ -42,6 +44,9 @@ class TaskQueue:
             work = self._traced(name, function, dict(task.request.headers or {}), kwargs)
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
             self._in_hand.add(future)
+            if self._cancelling:
+                # The coroutine may have begun before it was in the set that `cancel_all` saw.
+                future.cancel()
             try:
                 future.result()
             except CancelledError:
@@ -66,7 +71,8 @@ class TaskQueue:
             log.warning("task_enqueue_failed", task=name, reason="stopping")
 
     def cancel_all(self) -> None:
-        """Cancels the coroutines in hand; their threads return."""
+        """Cancels the coroutines in hand, and those that still come; their threads return."""
+        self._cancelling = True
         for future in list(self._in_hand):
             future.cancel()
 
@@ -88,6 +94,11 @@ class TaskQueue:
             log.warning("task_enqueue_failed", task=name, error=repr(error))
 
     async def _traced(self, name: str, function: Callable[..., Awaitable[None]], headers: dict[str, str], kwargs: dict[str, Any]) -> None:
+        task = asyncio.current_task()
+        if self._cancelled or task is None:
+            raise asyncio.CancelledError
+        self._in_hand.add(task)
+        task.add_done_callback(self._in_hand.discard)
         parent = propagate.extract(headers)
         with self._tracer.start_as_current_span(f"task {name}", context=parent, kind=trace.SpanKind.CONSUMER):
             try:

