@@ -1,0 +1,1 @@
+"""The data service: bytes in, immutable versions of typed Parquet out. Knows nothing of models, jobs or money."""
