@@ -40,7 +40,7 @@ def read_tensor(data: Any, binary: "BinaryReader") -> Tensor:
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise bad("inputs", 'each input is an object with "name", "shape", "datatype" and "data"')
     name, datatype, shape = data["name"], data.get("datatype"), data.get("shape")
-    if datatype != "BYTES" and datatype not in TYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in TYPES):
         raise bad(name, f"datatype {str(datatype)[:40]!r} is not among {', '.join([*TYPES, 'BYTES'])}")
     if not isinstance(shape, list) or not shape or not all(type(side) is int and side >= 0 for side in shape):
         raise bad(name, "shape is not a list of whole numbers, such as [2, 1]")
