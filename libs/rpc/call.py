@@ -7,7 +7,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from lepton.common.v1 import options_pb2
-
 from libs.rpc.identity import NOBODY, Identity
 
 

@@ -11,10 +11,10 @@ import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from lepton.common.v1 import problem_pb2
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
+from lepton.common.v1 import problem_pb2
 from libs.errors import AppError, Transient
 from libs.rpc.call import current_call
 from libs.rpc.identity import Signer
@@ -62,7 +62,7 @@ class Client:
         self._signer = signer
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
-        self._methods: dict[str, _Method] = {name: method for name, method in vars(stub(_Recorder())).items()}
+        self._methods: dict[str, _Method] = dict(vars(stub(_Recorder())))
         self._service = next(iter(self._methods.values())).path.split("/")[1]
         self._channel: grpc.aio.Channel | None = None
 

@@ -19,7 +19,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from libs.errors import Invalid, Violation, near
-from libs.rpc.names import enum_name_by_number, enum_names, enum_number_by_name, number, quoted
+from libs.rpc.names import descriptor_of, enum_name_by_number, enum_names, enum_number_by_name, number, quoted
 from libs.rpc.problem import value_to_python
 
 M = TypeVar("M", bound=Message)
@@ -58,7 +58,7 @@ def loads(raw: bytes) -> Any:
 
 def dump(message: Message) -> Any:
     """Plain Python for orjson: a dict but for well-known types."""
-    return _dump_of(_descriptor(message))(message)
+    return _dump_of(descriptor_of(message))(message)
 
 
 def parse(message_type: type[M], value: Any) -> M:
@@ -149,7 +149,7 @@ _WELL_KNOWN_DUMPS: dict[str, Dump] = {
 
 
 def _read_message(message: Any, value: Any, path: str, found: list[Violation], depth: int) -> None:
-    descriptor = _descriptor(message)
+    descriptor = descriptor_of(message)
     read = _WELL_KNOWN_READS.get(descriptor.full_name)
     try:
         if depth > MAX_DEPTH:
@@ -355,10 +355,6 @@ _WELL_KNOWN_READS: dict[str, Callable[[Any, Any, str, list[Violation], int], Non
 
 
 # Both
-
-
-def _descriptor(message: Message) -> Descriptor:
-    return cast(Descriptor, message.DESCRIPTOR)
 
 
 @cache

@@ -10,10 +10,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lepton.accounts.v1 import workspace_pb2
 from lepton.data.v1 import data_service_pb2, dataset_pb2
 from lepton.training.v1 import job_pb2, model_pb2, training_service_pb2
-
 from libs.errors import Invalid
 from libs.rpc.json_codec import dump, from_text, loads, parse
 

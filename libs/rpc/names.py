@@ -1,8 +1,15 @@
 """How enums and texts are written in JSON and in messages to people."""
 
 from functools import cache
+from typing import cast
 
-from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from google.protobuf.message import Message
+
+
+def descriptor_of(message: Message | type[Message]) -> Descriptor:
+    """Typed as what it behaves like."""
+    return cast(Descriptor, message.DESCRIPTOR)
 
 
 @cache

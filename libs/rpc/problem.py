@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import struct_pb2
-from lepton.common.v1 import problem_pb2
 
+from lepton.common.v1 import problem_pb2
 from libs.errors import (
     CATALOGUE,
     AppError,

@@ -7,15 +7,15 @@ of a oneof one member must be set.
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf import struct_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
-from lepton.common.v1 import options_pb2
 
+from lepton.common.v1 import options_pb2
 from libs.errors import Invalid, Violation
-from libs.rpc.names import enum_names, number, quoted
+from libs.rpc.names import descriptor_of, enum_names, number, quoted
 
 # (message, path of the message with a trailing dot or "", what is found goes here)
 Check = Callable[[Any, str, list[Violation]], None]
@@ -23,6 +23,8 @@ Check = Callable[[Any, str, list[Violation]], None]
 ValueCheck = Callable[[Any, str, list[Violation]], None]
 
 MAX_VIOLATIONS = 100
+# The stubs type extensions as plain fields.
+_RULES: Any = options_pb2.rules
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 _NUMBERS = (
     *_FLOATS,
@@ -37,7 +39,7 @@ _compiled: dict[str, list[Check]] = {}
 def check(message: Message) -> list[Violation]:
     """Everything that is wrong with `message`, at most about a hundred things; paths like `steps[2].cast.column`."""
     found: list[Violation] = []
-    for each in _checks_of(cast(Descriptor, message.DESCRIPTOR)):
+    for each in _checks_of(descriptor_of(message)):
         each(message, "", found)
     return found
 
@@ -51,7 +53,7 @@ def validate(message: Message) -> None:
 
 def rules_of(field: FieldDescriptor) -> options_pb2.Rules:
     """The field's rules; empty where it states none."""
-    rules: options_pb2.Rules = field.GetOptions().Extensions[options_pb2.rules]
+    rules: options_pb2.Rules = field.GetOptions().Extensions[_RULES]
     return rules
 
 

@@ -4,13 +4,13 @@ import time
 
 import pytest
 from google.protobuf.message import Message
+
 from lepton.accounts.v1 import accounts_service_pb2
 from lepton.common.v1 import resource_pb2
 from lepton.compute.v1 import compute_service_pb2
 from lepton.data.v1 import data_service_pb2, dataset_pb2
 from lepton.marketplace.v1 import marketplace_service_pb2
 from lepton.training.v1 import job_pb2, training_service_pb2
-
 from libs.errors import Invalid
 from libs.rpc.rules import check, validate
 

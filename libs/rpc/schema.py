@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
-from lepton.common.v1 import options_pb2
 
+from lepton.common.v1 import options_pb2
 from libs.rpc.names import enum_name_by_number, enum_names
 from libs.rpc.rules import real_oneofs, rules_of
 

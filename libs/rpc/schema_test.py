@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import pytest
 from google.protobuf.descriptor import Descriptor
+
 from lepton.data.v1 import data_service_pb2
 from lepton.training.v1 import job_pb2, training_service_pb2
-
 from libs.rpc.schema import Schemas, read_comments
 
 

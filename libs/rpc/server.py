@@ -18,11 +18,11 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from lepton.common.v1 import options_pb2
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
+from lepton.common.v1 import options_pb2
 from libs.errors import AppError, Forbidden, Replay, Unauthenticated
 from libs.rpc.call import Call, enter_call
 from libs.rpc.identity import Identity, Verifier
@@ -36,6 +36,8 @@ MAX_METADATA_BYTES = 64 * 1024
 Registration = tuple[Any, Callable[[Any, Any], None]]
 
 _UNIX = "unix:"
+# The stubs type extensions as plain fields.
+_ACCESS: Any = options_pb2.access
 # Kernel limit of a socket's path, less its closing zero.
 _UNIX_PATH_BYTES = 107
 _log = structlog.get_logger(__name__)
@@ -135,8 +137,8 @@ class _Collector:
 def _method(descriptor: MethodDescriptor) -> _Method:
     options = descriptor.GetOptions()
     least_role: int | None = None
-    if options.HasExtension(options_pb2.access):
-        least_role = options.Extensions[options_pb2.access].role
+    if options.HasExtension(_ACCESS):
+        least_role = options.Extensions[_ACCESS].role
     role_name = enum_name_by_number(options_pb2.Role.DESCRIPTOR).get(least_role or 0, "")
     service = descriptor.containing_service.full_name
     return _Method(f"{service}/{descriptor.name}", service, descriptor.name, least_role, role_name)
@@ -155,7 +157,7 @@ def _wrap(method: _Method, handler: grpc.RpcMethodHandler, verifier: Verifier) -
                 return replay.response
             except Exception as error:
                 problem = failure(error)
-            await _abort(context, problem)
+            return await _abort(context, problem)
 
     async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         with _answering(method, context) as failure:

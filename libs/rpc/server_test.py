@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 import structlog
+
 from lepton.common.v1 import options_pb2
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import (
@@ -23,7 +24,6 @@ from lepton.training.v1.training_service_pb2_grpc import (
     TrainingServiceStub,
     add_TrainingServiceServicer_to_server,
 )
-
 from libs.errors import AppError, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded, Transient, Unauthenticated, Violation
 from libs.rpc import Call, Client, Identity, Server, Signer, Verifier, acting, acting_for, current_call, generate_key
 
