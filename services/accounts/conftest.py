@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub, add_AccountsServiceServicer_to_server
 from libs.db import Database
@@ -23,7 +24,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(bootstrap_key="first-key", workspaces_per_member=4)
+    return Settings(bootstrap_key=SecretStr("first-key"), workspaces_per_member=4)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Through a socket, as the gateway calls: nobody in, then what members may, then money."""
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -261,6 +262,13 @@ async def test_a_quota_is_taken_once_refused_in_words_and_given_back(accounts: C
     assert unknown.value.errors[0].suggestions == ("endpoints",)
     with acting(Call()), pytest.raises(NotFound, match="nowhere"):
         await accounts.ReserveQuota(pb.ReserveQuotaRequest(workspace="nowhere", metric="endpoints", reservation="x", amount=1))
+
+
+async def test_two_who_ask_at_once_do_not_both_get_the_last(accounts: Client) -> None:
+    await new_workspace(accounts, "acme", "ada@acme.test")
+    asked = [reserve(accounts, "endpoints", f"endpoints/acme/{n}") for n in range(10)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(answer, QuotaExceeded) for answer in answers) == 8
 
 
 async def test_a_dead_gateways_block_frees_itself(accounts: Client, clock: FakeClock) -> None:
