@@ -6,6 +6,7 @@ exit = await process.wait()
 """
 
 from libs.launcher.in_memory import InMemoryLauncher, InMemoryProcess
+from libs.launcher.keeper import Keeper
 from libs.launcher.launcher import Exit, Launch, Launcher, LaunchError, Process
 from libs.launcher.local import Subprocess, SubprocessLauncher
 
@@ -13,6 +14,7 @@ __all__ = [
     "Exit",
     "InMemoryLauncher",
     "InMemoryProcess",
+    "Keeper",
     "Launch",
     "LaunchError",
     "Launcher",

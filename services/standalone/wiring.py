@@ -1,0 +1,53 @@
+"""The settings of every service on one machine: SQLite files, unix sockets and folders in one home."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from libs.db import DatabaseSettings
+from libs.events import EventLogSettings
+from libs.service import IdentitySettings, PeerSettings
+from libs.storage import StorageSettings
+from services.standalone.home import Home
+
+SERVICES = ("accounts", "data", "compute", "training", "deployment", "marketplace")
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Where everything is. `sockets` and `broker` are of this run, the rest of the home."""
+
+    home: Home
+    sockets: Path
+    broker: str
+
+    @property
+    def telemetry_url(self) -> str:
+        return f"sqlite://{self.home.path / 'traces.db'}"
+
+    @property
+    def storage(self) -> StorageSettings:
+        return StorageSettings(url=f"file://{self.home.artifacts}")
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        return {name: f"unix:{self.sockets}/{name}" for name in SERVICES}
+
+    @property
+    def private_key(self) -> SecretStr:
+        return SecretStr(self.home.identity_key())
+
+    def of(self, name: str) -> dict[str, Any]:
+        """What `ServiceSettings` of the service `name` takes."""
+        return {
+            "listen": self.addresses[name],
+            "database": DatabaseSettings(url=self.home.database(name)),
+            "events": EventLogSettings(url=f"sqlite://{self.home.path / 'events.db'}"),
+            "storage": self.storage,
+            "identity": IdentitySettings(private_key=self.private_key),
+            "peers": PeerSettings(**self.addresses),
+            "tasks_url": self.broker,
+            "telemetry_url": self.telemetry_url,
+        }

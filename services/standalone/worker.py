@@ -1,0 +1,43 @@
+"""The task worker of a platform on one machine: runs the data service's and the training service's long work.
+
+`python -m services.standalone.worker HOME`, started and kept running by the platform.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from libs import telemetry
+from libs.lifecycle import Lifecycle
+from libs.tasks import Worker
+from services.data import main as data
+from services.data.settings import Settings as DataSettings
+from services.standalone.home import Home
+from services.standalone.wiring import Wiring
+from services.training import main as training
+from services.training.settings import TrainingSettings
+
+
+def main(path: str) -> None:
+    """Works until SIGTERM, or until the platform is gone."""
+    home = Home(Path(path))
+    running = home.running()
+    if running is None:
+        raise SystemExit(f"no platform runs in {home.path}")
+    wiring = Wiring(home, Path(running.sockets), running.broker)
+    telemetry.setup("worker", url=wiring.telemetry_url)
+    try:
+        asyncio.run(_work(wiring))
+    finally:
+        telemetry.shutdown()
+
+
+async def _work(wiring: Wiring) -> None:
+    data_part, data_queue = data.build_worker(DataSettings(**wiring.of("data")))
+    training_settings = TrainingSettings(**wiring.of("training"), work_dir=str(wiring.home.work / "training"))
+    training_part, training_queue = training.build_worker(training_settings)
+    await Lifecycle([data_part, training_part, Worker([data_queue, training_queue])]).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
