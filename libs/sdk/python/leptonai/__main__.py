@@ -1,0 +1,5 @@
+"""`python -m leptonai` is `lepton`."""
+
+from leptonai._cli import main
+
+main()
