@@ -7,7 +7,9 @@ has no quotes; where there are quotes, `csv` reads the file first.
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -47,7 +49,7 @@ def load(database: Database, path: Path, kind: str, limits: Limits) -> Loaded:
     return Loaded(names, _notices(header, names, separator, kind))
 
 
-def _records(lines: Iterable[str], separator: str, *, strict: bool = True) -> Iterator[list[str]]:
+def _records(lines: Iterable[str], separator: str, *, strict: bool = True) -> Any:
     return csv.reader(lines, delimiter=separator, strict=strict)
 
 
@@ -60,7 +62,7 @@ def _separator(path: Path, kind: str) -> str:
     lines = lines[:-1] if cut and len(lines) > 1 else lines
 
     def fit(separator: str) -> tuple[float, int]:
-        records = [record for record, _ in zip(_records(lines, separator, strict=False), range(SAMPLE_RECORDS)) if record]
+        records = [record for record in islice(_records(lines, separator, strict=False), SAMPLE_RECORDS) if record]
         width = len(records[0]) if records else 0
         agreeing = sum(len(record) == width for record in records)
         return (round(agreeing / len(records), 1) if width > 1 else -1.0, width)
@@ -138,10 +140,9 @@ def _check_records(path: Path, separator: str, width: int, facts: Facts, limits:
         message = f"{violations[0].message}; it is the last line and has no line end: the file seems to be cut off"
         violations = [Violation(f"line {begin}", message)]
     if violations:
-        error = Invalid.of(violations, code="invalid_data")
         first = violations[0]
         more = f" (and {wrong - 1} more such lines)" if wrong > 1 else ""
-        raise Invalid(f"{first.field}: {first.message}{more}", code=error.code, errors=violations, meta={"lines": wrong})
+        raise Invalid(f"{first.field}: {first.message}{more}", code="invalid_data", errors=violations, meta={"lines": wrong})
 
 
 def _ragged(line: int, record: Sequence[str], width: int) -> Violation:
@@ -157,7 +158,7 @@ def _unreadable(error: str, begin: int, line: int, limits: Limits) -> Violation:
         return Violation(f"line {begin}", f"a value is longer than {limits.max_line_bytes} bytes; is a double quote missing?")
     if "expected after" in error:
         return Violation(
-            f"line {line}", "text follows a closing double quote; write a double quote inside a value twice (\"\") or leave the quotes out"
+            f"line {line}", 'text follows a closing double quote; write a double quote inside a value twice ("") or leave the quotes out'
         )
     return Violation(f"line {line}", f"cannot be read as CSV: {error}")
 

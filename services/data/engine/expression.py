@@ -28,7 +28,20 @@ REFUSED_NODES = {
 # Written without parentheses, they look like columns.
 CLOCKS = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "now", "today"}
 # Written in SQL inside DuckDB, and harmless.
-MACROS = {"nullif", "if", "split_part", "fmod", "fdiv", "days_in_month", "list_sum", "list_avg", "list_min", "list_max", "list_first", "list_last"}
+MACROS = {
+    "nullif",
+    "if",
+    "split_part",
+    "fmod",
+    "fdiv",
+    "days_in_month",
+    "list_sum",
+    "list_avg",
+    "list_min",
+    "list_max",
+    "list_first",
+    "list_last",
+}
 # Pure by DuckDB's own account, but of no use or with an eye on the outside.
 REFUSED_FUNCTIONS = {"row", "struct_pack", "hash", "getenv", "error", "sleep_ms"}
 TYPES = (
@@ -74,7 +87,9 @@ def _parse(database: Database, statement: str, text: str, where: str) -> dict[st
         and len(node["select_list"]) == 1
         and node["select_list"][0].get("alias") == "value"
         and node["from_table"].get("type") == "BASE_TABLE"
-        and not (node["where_clause"] or node["group_expressions"] or node["having"] or node["qualify"] or node["sample"] or node["modifiers"])
+        and not (
+            node["where_clause"] or node["group_expressions"] or node["having"] or node["qualify"] or node["sample"] or node["modifiers"]
+        )
         and not node["cte_map"]["map"]
     )
     if not plain:
@@ -125,7 +140,9 @@ def _check_column(path: Sequence[str], columns: Sequence[Column], where: str, hi
             raise _refuse(where, f"column '{name}' holds pictures, over which there is no SQL; use label or path")
         return
     if name.lower() in CLOCKS:
-        raise _refuse(where, f"'{name}' is different every time, and a version must be reproducible; write the time, e.g. DATE '2026-01-31'")
+        raise _refuse(
+            where, f"'{name}' is different every time, and a version must be reproducible; write the time, e.g. DATE '2026-01-31'"
+        )
     suggestions = near(name, [column.name for column in columns if column.name not in hidden])
     hint = f"; did you mean {' or '.join(quoted(suggestion) for suggestion in suggestions)}?" if suggestions else ""
     if not hint:

@@ -17,9 +17,8 @@ BATCH_COLUMNS = 100
 SPACES = r"\s*"
 DIGITS = rf"{SPACES}-?(0|[1-9][0-9]*){SPACES}"
 # No leading zeros (codes), no leading plus before digits only (telephone numbers).
-DECIMAL = (
-    rf"{SPACES}(-?(0|[1-9][0-9]*)([eE][+-]?[0-9]+)?|[+-]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:inf|infinity)){SPACES}"
-)
+EXPONENT = r"([eE][+-]?[0-9]+)?"
+DECIMAL = rf"{SPACES}(-?(0|[1-9][0-9]*){EXPONENT}|[+-]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+){EXPONENT}|[+-]?(?i:inf|infinity)){SPACES}"
 ZEROS = rf"{SPACES}[+-]?0[0-9]+([.][0-9]+)?{SPACES}"
 TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?)?"
 ZONED = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)? ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
@@ -146,9 +145,7 @@ def _missing_tokens(database: Database, names: Sequence[str]) -> dict[str, dict[
     return tokens
 
 
-def _choose(
-    database: Database, names: Sequence[str], declared: dict[str, str], filled: dict[str, int], rows: int
-) -> dict[str, Candidate]:
+def _choose(database: Database, names: Sequence[str], declared: dict[str, str], filled: dict[str, int], rows: int) -> dict[str, Candidate]:
     """The first candidate into which every filled cell goes; the sample spares asking for most of them."""
     database.run(f"CREATE OR REPLACE TEMP TABLE sample AS SELECT * FROM raw LIMIT {SAMPLE_ROWS}")
     open_names = [name for name in names if filled[name]]
@@ -156,7 +153,7 @@ def _choose(
     # Asked only where something is missing: it costs as much as the rest.
     filled_cells.update({name: f"NOT {missing(quoted(name))}" for name in open_names if name not in declared and filled[name] < rows})
     in_sample = _counts(database, filled_cells, "sample")
-    chosen = {name: STRING for name in names}
+    chosen = dict.fromkeys(names, STRING)
     for candidate in CANDIDATES:
         asked = [name for name in open_names if name not in declared or candidate.name in JSON_CANDIDATES]
         fits = {name: f"{filled_cells[name]} AND {candidate.fitting(quoted(name))}" for name in asked}
@@ -174,7 +171,9 @@ def _gaps(name: str, absent: int, rows: int, tokens: dict[str, int]) -> list[str
     if absent == rows:
         return [f"Column '{name}' holds no value at all."]
     written = ", ".join(f"'{token}'" if token else "empty" for token in sorted(tokens, key=lambda token: (-tokens[token], token))[:6])
-    return [f"Column '{name}': {absent} of {rows} values are missing" + (f" (written as {written})." if written not in ("", "empty") else ".")]
+    return [
+        f"Column '{name}': {absent} of {rows} values are missing" + (f" (written as {written})." if written not in ("", "empty") else ".")
+    ]
 
 
 def _remarks(database: Database, name: str, chosen: Candidate, *, declared: bool) -> list[str]:

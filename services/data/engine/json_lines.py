@@ -1,6 +1,7 @@
 """JSON lines: one flat object a line. Two passes: the first finds names and types and every line that is wrong, the second loads."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +19,7 @@ from services.data.engine.text import scan
 
 CHUNK_LINES = 8192
 EXACT_IN_DOUBLE = 1 << 53
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 INT64 = range(-(1 << 63), 1 << 63)
 ABSENT = type(None)
 
@@ -60,10 +62,10 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
         rows += len(objects)
         _look(begin, objects, seen, limits)
     if not rows:
-        raise refuse("line 1", "the file holds no object; each line must be one, such as {\"radius\": 12.5, \"label\": \"M\"}")
+        raise refuse("line 1", 'the file holds no object; each line must be one, such as {"radius": 12.5, "label": "M"}')
     names = list(seen)
     if not names:
-        raise refuse("line 1", "the objects are all empty; each needs values, such as {\"radius\": 12.5, \"label\": \"M\"}")
+        raise refuse("line 1", 'the objects are all empty; each needs values, such as {"radius": 12.5, "label": "M"}')
     check_names(names, "keys", limits)
     declared = {name: column.kind() for name, column in seen.items()}
     schema = pa.schema([(name, ARROW[declared[name]]) for name in names])
@@ -105,8 +107,13 @@ def _parse(number: int, line: bytes, complete: bool) -> dict[str, Any]:
         if line.strip() in (b"{", b"["):
             hint = "; write each object on one line, e.g. DataFrame.to_json(path, orient='records', lines=True)"
         raise refuse(f"line {number}", f"not valid JSON at column {error.colno} ({error.msg.split(':')[0]}){hint}") from None
+    if LONG_NUMBER.search(line):
+        # orjson makes a double of an integer beyond 64 bits.
+        value = json.loads(line)
     if type(value) is not dict:
-        raise refuse(f"line {number}", f"holds {WORDS.get(type(value), 'a value')}; each line must be one object such as {{\"radius\": 12.5}}")
+        raise refuse(
+            f"line {number}", f'holds {WORDS.get(type(value), "a value")}; each line must be one object such as {{"radius": 12.5}}'
+        )
     return value
 
 
@@ -114,7 +121,7 @@ WORDS = {list: "a list", dict: "an object", str: "a text", int: "a number", floa
 
 
 def _look(numbers: Sequence[int], objects: list[dict[str, Any]], seen: dict[str, Seen], limits: Limits) -> None:
-    """Adds a chunk to what was seen; integers that orjson made floats of are read again, exactly."""
+    """Adds a chunk to what was seen."""
     for key in dict.fromkeys(chain.from_iterable(objects)):
         values = [row.get(key) for row in objects]
         types = set(map(type, values))
@@ -146,13 +153,9 @@ def _batch(objects: list[dict[str, Any]], schema: pa.Schema, declared: dict[str,
     for name in schema.names:
         values = [row.get(name) for row in objects]
         if declared[name] == "string":
-            values = [value if value is None or type(value) is str else _as_text(value) for value in values]
+            values = [value if value is None or type(value) is str else json.dumps(value) for value in values]
         arrays.append(pa.array(values, schema.field(name).type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value)
 
 
 def _notes(name: str, seen: Seen, kind: str) -> list[str]:

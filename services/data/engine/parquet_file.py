@@ -88,8 +88,8 @@ def _check_size(metadata: pq.FileMetaData, limits: Limits) -> None:
     if rows * width > limits.max_cells or claimed > limits.max_expanded_bytes:
         raise refuse(
             "",
-            f"its metadata promise {rows} rows × {width} columns in {max(claimed, rows * width * CELL_BYTES)} bytes; at most {limits.max_cells} "
-            f"cells and {limits.max_expanded_bytes} bytes are read: split it into smaller files",
+            f"its metadata promise {rows} rows × {width} columns in {max(claimed, rows * width * CELL_BYTES)} bytes; at most"
+            f" {limits.max_cells} cells and {limits.max_expanded_bytes} bytes are read: split it into smaller files",
             code="too_large",
         )
     if sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)) != rows:

@@ -157,7 +157,9 @@ def _check_expansion(entries: Sequence[zipfile.ZipInfo], archive_bytes: int, lim
     if total > limits.max_expanded_bytes:
         raise _bomb(f"it says that it unpacks to {total} bytes; at most {limits.max_expanded_bytes} are allowed")
     if total > EXPANSION_FREE_BYTES and total > archive_bytes * limits.max_expansion:
-        raise _bomb(f"it says that it unpacks to {total // max(archive_bytes, 1)} times its size; at most {limits.max_expansion} times are allowed")
+        raise _bomb(
+            f"it says that it unpacks to {total // max(archive_bytes, 1)} times its size; at most {limits.max_expansion} times are allowed"
+        )
     for entry in entries:
         if entry.file_size > limits.max_picture_bytes:
             raise refuse(entry.filename, f"has {entry.file_size} bytes; a picture may have {limits.max_picture_bytes}", code="too_large")
@@ -195,7 +197,9 @@ def _layout(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> Album:
     for name, path in parts.items():
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in SUFFIXES:
-            violations.append(Violation(name[:200], "is not named as a PNG or JPEG picture (.png, .jpg, .jpeg); leave it out or convert it"))
+            violations.append(
+                Violation(name[:200], "is not named as a PNG or JPEG picture (.png, .jpg, .jpeg); leave it out or convert it")
+            )
         elif len(path) == 1:
             violations.append(Violation(name[:200], f"lies in no folder, so its class is unknown; {LAYOUT}"))
         elif len(path) != depth + 1:
@@ -205,7 +209,9 @@ def _layout(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> Album:
     twice = [name for name, count in Counter(entry.filename for entry in files).items() if count > 1]
     violations += [Violation(name[:200], "is in the ZIP twice; every name must be there once") for name in twice]
     labels = {path[depth - 1] for path in parts.values() if len(path) == depth + 1}
-    violations += [Violation(folder, "is a class with no picture in it; add some or leave it out") for folder in _empty(folders, labels, depth)]
+    violations += [
+        Violation(folder, "is a class with no picture in it; add some or leave it out") for folder in _empty(folders, labels, depth)
+    ]
     if violations:
         raise Invalid.of(violations[:20], code="invalid_data")
     pictures = [Picture(entry, parts[entry.filename][depth - 1], "/".join(parts[entry.filename][depth - 1 :])) for entry in files]

@@ -24,7 +24,9 @@ class EngineFailed(AppError):
     default_code = "process_failed"
 
 
-async def run(kind: str, job: Mapping[str, Any], folder: Path, limits: Limits, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+async def run(
+    kind: str, job: Mapping[str, Any], folder: Path, limits: Limits, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Does one job in `folder`, which must exist and be empty, and answers its result. Raises the refusal of the data as Invalid, what the
     platform is to blame for as another AppError. A cancelled call leaves no process."""
     spec = folder / "spec.json"
@@ -45,7 +47,9 @@ async def run(kind: str, job: Mapping[str, Any], folder: Path, limits: Limits, e
         try:
             await asyncio.wait_for(child.wait(), limits.wall_seconds)
         except TimeoutError:
-            raise Invalid(f"the job took longer than {limits.wall_seconds:g} s; split the data into smaller files", code="time_limit") from None
+            raise Invalid(
+                f"the job took longer than {limits.wall_seconds:g} s; split the data into smaller files", code="time_limit"
+            ) from None
         finally:
             if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
@@ -76,7 +80,9 @@ def _answer(folder: Path, code: int, limits: Limits) -> dict[str, Any]:
             raise _error(answer["problem"])
         return dict(answer["done"])
     if code == -signal.SIGXCPU:
-        raise Invalid(f"the job took more than {limits.cpu_seconds} s of processor time; split the data into smaller files", code="time_limit")
+        raise Invalid(
+            f"the job took more than {limits.cpu_seconds} s of processor time; split the data into smaller files", code="time_limit"
+        )
     log = (folder / "engine.log").read_text(errors="replace")[-LOG_TAIL:]
     how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
     if "MemoryError" in log or "bad_alloc" in log:

@@ -36,7 +36,9 @@ def profile(database: Database, table: str, columns: Sequence[Column]) -> dict[s
 def duplicate_rows(database: Database, table: str, names: Sequence[str]) -> int:
     """How many rows repeat an earlier one. Rows are found by a hash, and then compared."""
     row = f"hash({', '.join(quoted(name) for name in names)})"
-    database.run(f"CREATE OR REPLACE TEMP TABLE hashes AS SELECT h, count(*) AS n FROM (SELECT {row} AS h FROM {table}) GROUP BY h HAVING n > 1")
+    database.run(
+        f"CREATE OR REPLACE TEMP TABLE hashes AS SELECT h, count(*) AS n FROM (SELECT {row} AS h FROM {table}) GROUP BY h HAVING n > 1"
+    )
     suspects = database.row("SELECT coalesce(sum(n), 0)::BIGINT FROM hashes")[0]
     if not suspects:
         return 0

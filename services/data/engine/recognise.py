@@ -105,6 +105,6 @@ def _is_text(head: bytes) -> bool:
 def _text(head: bytes, shown: str) -> str:
     """Decodes what it can; raises where the bytes are no text at all."""
     controls = sum(head.count(bytes([code])) for code in (*range(9), *range(14, 27), *range(28, 32)))
-    if controls > 8 or controls * 20 > len(head):
+    if controls > 8 or controls * 4 > len(head):
         raise refuse(shown, f"the file is binary, not text; it should be {TAKEN}", code="unsupported_media_type")
     return head.decode("utf-8", errors="replace")

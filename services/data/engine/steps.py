@@ -67,7 +67,9 @@ class Step:
 
     def tables_only(self, verb: str) -> None:
         if self.table.of_pictures():
-            raise self.refuse("", f"pictures keep their columns image, label and path, so nothing is {verb}; labels change by map_values or derive")
+            raise self.refuse(
+                "", f"pictures keep their columns image, label and path, so nothing is {verb}; labels change by map_values or derive"
+            )
 
     def select(self, columns: Mapping[str, str] | None = None, *, where: str = "") -> str:
         """SQL for the whole table with some columns computed anew, in the order of rows."""
@@ -104,10 +106,11 @@ def impute(step: Step, spec: Mapping[str, Any]) -> Made:
     value = _constant(step, named, spec) if strategy == "constant" else None
     if strategy != "constant" and spec.get("value") is not None:
         raise step.refuse("value", f"a value goes with the strategy constant, not with {strategy}")
-    fitting = [column for column in step.table.columns if column.type in IMPUTED[strategy] and (value is None or _holds(column, value))]
-    columns = named or fitting
+    suited = [column for column in step.table.columns if column.type in IMPUTED[strategy] and (value is None or _holds(column, value))]
+    columns = named or suited
     gaps = _gaps(step, columns)
-    fills, changed = {}, {}
+    fills: dict[str, str] = {}
+    changed: dict[str, Column] = {}
     for column in columns:
         if not named and not gaps[column.name] and not step.table.dry:
             continue
@@ -127,7 +130,14 @@ IMPUTED = {
 
 
 def _plural(column: Column) -> str:
-    words = {"double": "numbers", "integer": "whole numbers", "boolean": "truth values", "string": "texts", "timestamp": "times", "image": "pictures"}
+    words = {
+        "double": "numbers",
+        "integer": "whole numbers",
+        "boolean": "truth values",
+        "string": "texts",
+        "timestamp": "times",
+        "image": "pictures",
+    }
     return words[column.type]
 
 
@@ -146,12 +156,17 @@ def _fill(step: Step, column: Column, strategy: str, value: Any) -> tuple[str, s
     cell = quoted(column.name)
     figure = {"mean": f"avg(CAST({cell} AS DOUBLE))", "median": f"median(CAST({cell} AS DOUBLE))", "most_frequent": ""}[strategy]
     # Figures come of the training rows where there are such: those of the test must not leak into them.
-    rows = f"{step.table.name} WHERE NOT {lacking(column)} AND ({SPLIT} = 'train' OR NOT EXISTS (FROM {step.table.name} WHERE {SPLIT} = 'train'))"
-    asked = f"SELECT {figure} FROM {rows}" if figure else f"SELECT {cell} FROM {rows} GROUP BY {cell} ORDER BY count(*) DESC, {cell} LIMIT 1"
+    source = step.table.name
+    rows = f"{source} WHERE NOT {lacking(column)} AND ({SPLIT} = 'train' OR NOT EXISTS (FROM {source} WHERE {SPLIT} = 'train'))"
+    asked = (
+        f"SELECT {figure} FROM {rows}" if figure else f"SELECT {cell} FROM {rows} GROUP BY {cell} ORDER BY count(*) DESC, {cell} LIMIT 1"
+    )
     found = step.database.rows(f"SELECT CAST(({asked}) AS VARCHAR)")[0][0]
     if found is None:
         if not step.table.dry:
-            raise step.refuse("columns", f"column '{column.name}' holds no value from which to take the {strategy}; drop it or use constant")
+            raise step.refuse(
+                "columns", f"column '{column.name}' holds no value from which to take the {strategy}; drop it or use constant"
+            )
         return "NULL", type_
     return f"CAST({literal(found)} AS {SQL_TYPES[type_]})", type_
 
@@ -235,18 +250,30 @@ CASTS = {
 def _refuse_misfits(step: Step, column: Column, target: str, converted: str) -> None:
     cell = quoted(column.name)
     misfit = f"{cell} IS NOT NULL AND ({converted}) IS NULL"
-    found = step.database.rows(f"SELECT {ROW} + 1, left(CAST({cell} AS VARCHAR), 60) FROM {step.table.name} WHERE {misfit} ORDER BY {ROW} LIMIT 20")
+    found = step.database.rows(
+        f"SELECT {ROW} + 1, left(CAST({cell} AS VARCHAR), 60) FROM {step.table.name} WHERE {misfit} ORDER BY {ROW} LIMIT 20"
+    )
     if found:
         count = step.database.row(f"SELECT count(*) FROM {step.table.name} WHERE {misfit}")[0]
-        shown = [Violation(f"{step.path}.column", f"row {row} of the source holds '{value}', which is not {WORDS[target]}") for row, value in found]
+        shown = [
+            Violation(f"{step.path}.column", f"row {row} of the source holds '{value}', which is not {WORDS[target]}")
+            for row, value in found
+        ]
         more = f", nor do {count - 1} other rows fit" if count > 1 else ""
-        raise Invalid(f"{shown[0].field}: {shown[0].message}{more}; lenient makes them missing", code="invalid_data", errors=shown, meta={"rows": count})
+        raise Invalid(
+            f"{shown[0].field}: {shown[0].message}{more}; lenient makes them missing",
+            code="invalid_data",
+            errors=shown,
+            meta={"rows": count},
+        )
 
 
 def filter_rows(step: Step, spec: Mapping[str, Any]) -> Made:
     kept = _expression(step, spec)
     if kept.type != "boolean":
-        raise step.refuse("expression", f"gives {WORDS[kept.type]}, not true or false; compare it, e.g. {spec['expression'].strip()[:40]} > 0")
+        raise step.refuse(
+            "expression", f"gives {WORDS[kept.type]}, not true or false; compare it, e.g. {spec['expression'].strip()[:40]} > 0"
+        )
     return step.select(where=kept.sql), step.table.columns
 
 
@@ -270,13 +297,17 @@ def derive(step: Step, spec: Mapping[str, Any]) -> Made:
 
 def _expression(step: Step, spec: Mapping[str, Any]) -> expression.Expression:
     where = f"{step.path}.expression"
-    return expression.check(step.database, step.table.name, step.table.columns, spec.get("expression", ""), where, hidden=step.table.hidden())
+    return expression.check(
+        step.database, step.table.name, step.table.columns, spec.get("expression", ""), where, hidden=step.table.hidden()
+    )
 
 
 def _refuse_case_twin(step: Step, name: str, field: str) -> None:
     for other in step.table.names():
         if other != name and other.casefold() == name.casefold():
-            raise step.refuse(field, f"there is a column '{other}', and names may not differ in case only; take '{other}' or another name", [other])
+            raise step.refuse(
+                field, f"there is a column '{other}', and names may not differ in case only; take '{other}' or another name", [other]
+            )
 
 
 def rename(step: Step, spec: Mapping[str, Any]) -> Made:
@@ -321,7 +352,9 @@ def map_values(step: Step, spec: Mapping[str, Any]) -> Made:
 def split(step: Step, spec: Mapping[str, Any]) -> Made:
     test, validation, seed = float(spec.get("test", 0)), float(spec.get("validation", 0)), int(spec.get("seed", 0))
     if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
-        raise step.refuse("test", f"test ({test:g}) and validation ({validation:g}) together must be less than 1, so that rows are left for training")
+        raise step.refuse(
+            "test", f"test ({test:g}) and validation ({validation:g}) together must be less than 1, so that rows are left for training"
+        )
     if test == validation == 0:
         raise step.refuse("test", "give test or validation a share of the rows, e.g. 0.2")
     by = "''"
@@ -333,9 +366,8 @@ def split(step: Step, spec: Mapping[str, Any]) -> Made:
         by = f"coalesce(CAST({quoted(column.name)} AS VARCHAR), '')"
     # Rows stand in random order inside their group, and every k-th is taken: shares hold overall and, to one row, in each group.
     # MD5 stays the same for ever, unlike the random numbers of a library.
-    shuffled = (
-        f"SELECT {ROW} AS row, row_number() OVER (ORDER BY {by}, md5('{seed}:' || {ROW}::VARCHAR), {ROW}) - 1 AS position FROM {step.table.name}"
-    )
+    order = f"{by}, md5('{seed}:' || {ROW}::VARCHAR), {ROW}"
+    shuffled = f"SELECT {ROW} AS row, row_number() OVER (ORDER BY {order}) - 1 AS position FROM {step.table.name}"
     tested = f"SELECT row, position, floor((position + 1) * {test!r} + 0.5) > floor(position * {test!r} + 0.5) AS test FROM ({shuffled})"
     share = validation / (1 - test)
     rest = f"SELECT row, test, row_number() OVER (PARTITION BY test ORDER BY position) - 1 AS position FROM ({tested})"
@@ -348,7 +380,9 @@ def split(step: Step, spec: Mapping[str, Any]) -> Made:
 def _refuse_too_many_values(step: Step, column: Column) -> None:
     found, rows = step.database.row(f"SELECT approx_count_distinct({quoted(column.name)}), count(*) FROM {step.table.name}")
     if found > MAX_SPLIT_VALUES or (rows > 20 and found > rows / 2):
-        raise step.refuse("stratify", f"'{column.name}' has about {found} different values in {rows} rows; stratify by a column of few values")
+        raise step.refuse(
+            "stratify", f"'{column.name}' has about {found} different values in {rows} rows; stratify by a column of few values"
+        )
 
 
 STEPS: dict[str, Callable[[Step, Mapping[str, Any]], Made]] = {

@@ -52,7 +52,9 @@ def check(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
 def _source(database: Database, columns: Sequence[Column], sources: Sequence[tuple[str, Path]]) -> Table:
     """All splits one below the other, each row with its number and its split. For a picture stands its MD5: the steps tell pictures apart,
     and never look into them."""
-    listed = ", ".join(f"md5({quoted(column.name)}) AS {quoted(column.name)}" if column.type == "image" else quoted(column.name) for column in columns)
+    listed = ", ".join(
+        f"md5({quoted(column.name)}) AS {quoted(column.name)}" if column.type == "image" else quoted(column.name) for column in columns
+    )
     database.run(f"CREATE TABLE step_0 AS SELECT {listed}, {ROW}, {SPLIT} FROM ({_numbered(database, sources)})")
     return Table("step_0", tuple(columns))
 
@@ -105,7 +107,11 @@ def _refuse_empty_splits(database: Database, table: Table, context: Step, spec: 
     there = {row[0] for row in database.rows(f"SELECT DISTINCT {SPLIT} FROM {table.name}")}
     wanted = {"train"} | {name for name in ("test", "validation") if float(spec.get(name, 0))}
     for name in sorted(wanted - there):
-        raise context.refuse("test" if name == "train" else name, f"no row of {_rows(database, table)} is left for {name}; change the shares", code="invalid_data")
+        raise context.refuse(
+            "test" if name == "train" else name,
+            f"no row of {_rows(database, table)} is left for {name}; change the shares",
+            code="invalid_data",
+        )
 
 
 def _write(database: Database, table: Table, folder: Path, sources: Sequence[tuple[str, Path]]) -> list[tuple[str, int, Path]]:
