@@ -15,8 +15,8 @@ def parse(ref: Any) -> tuple[str, int]:
 
 
 def name_of(ref: Any) -> str:
-    """The text that names it: of a version object its `ref`, of another result its name, slug or id."""
-    text = ref if isinstance(ref, str) else next((v for a in ("ref", "name", "slug", "id") if (v := getattr(ref, a, None))), None)
+    """The text that names it: of a version object its `ref`, of another result its id, slug or name."""
+    text = ref if isinstance(ref, str) else next((v for a in ("ref", "id", "slug", "name") if (v := getattr(ref, a, None))), None)
     if not isinstance(text, str):
         raise InvalidInput(f"{ref!r:.60} is not a name", 'it looks like "wdbc" or "wdbc@2"')
     return text

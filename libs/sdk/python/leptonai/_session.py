@@ -174,12 +174,13 @@ class Settings:
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(url if isinstance(url, str) else "")
     try:
+        parts = urlsplit(url if isinstance(url, str) else "")
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        usable = usable and not (parts.query or parts.fragment or parts.username)
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment:
+    if not usable:
         raise InvalidInput(f"base_url {url!r} is not an address", f"it looks like {DEFAULT_URL}")
     return url.rstrip("/").removesuffix("/v1")
 

@@ -24,6 +24,7 @@ class Parser:
         self.retry: float | None = None
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
         self._rest = ""
+        self._id = last_id
         self._kind = ""
         self._data: list[str] = []
         self._size = 0
@@ -58,12 +59,13 @@ class Parser:
         elif name == "event":
             self._kind = value
         elif name == "id" and "\0" not in value:
-            self.last_id = value
+            self._id = value
         elif name == "retry" and value.isascii() and value.isdigit():
             self.retry = min(int(value[:9]) / 1000, 60.0)
         return None
 
     def _dispatch(self) -> Event | None:
+        self.last_id = self._id  # only now: an event that was cut off must come again
         kind, data = self._kind, self._data
         self._kind, self._data, self._size = "", [], 0
         return Event(self.last_id, kind or "message", "\n".join(data)) if data else None

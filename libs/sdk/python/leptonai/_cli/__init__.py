@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from leptonai import __version__
 from leptonai._cli._errors import exit_code, two_lines
 from leptonai._cli._run import Usage, settings
 
@@ -31,9 +32,15 @@ HELP = """Lepton, the AI cloud that you run yourself: data in; a trained, deploy
 Example: lepton dataset upload wdbc wdbc.csv && lepton train submit -f job.json --watch
 """
 
-EPILOG = """Exit codes: 0 all went well · 1 it failed on the platform, or the job failed · 2 something in the request is wrong (two lines
-on stderr say what, where, and what would be right) · 3 the platform cannot be reached · 4 not authenticated or not allowed ·
-130 interrupted. Every verb takes --json: then stdout is JSON and nothing else. Names such as wdbc@2 mean version 2."""
+EPILOG = """Exit codes:\n
+0  all went well\n
+1  it failed on the platform, or the job failed\n
+2  something in the request is wrong: two lines on stderr say what and where, and what would be right\n
+3  the platform cannot be reached\n
+4  not authenticated, or not allowed\n
+130  interrupted\n
+\n
+Every verb takes --json: then stdout is JSON and nothing else. A name such as wdbc@2 means version 2; without @2 the newest."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -57,6 +64,8 @@ def _run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
         return 0
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 0  # nothing was asked, and the help was printed
         code = exit_code(error)
         if code is None:
             raise
@@ -80,9 +89,16 @@ def _app(words: list[str]) -> typer.Typer:
     return app
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lepton {__version__}")
+        raise typer.Exit
+
+
 def _root(
     url: Annotated[str, typer.Option(envvar="LEPTON_URL", help="Address of the platform.")] = "http://127.0.0.1:8080",
-    api_key: Annotated[str, typer.Option(envvar="LEPTON_API_KEY", show_envvar=True, help="Your key.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="LEPTON_API_KEY", help="Your key.")] = "",
+    version: Annotated[bool, typer.Option("--version", help="Print the client's version.", is_eager=True, callback=_version)] = False,
 ) -> None:
     settings.url = url
     settings.api_key = api_key

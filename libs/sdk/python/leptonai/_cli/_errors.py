@@ -1,5 +1,6 @@
 """Every error as two lines: what is wrong and where; what would be right. And which exit code it means."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ def _told(error: Any, words: list[str]) -> tuple[str, str]:
         what = str(error).splitlines()[0]
         violations = error.problem.errors if error.problem else ()
         return what, _advice(violations, what) or f"read its output with `lepton train logs {error.job.id}`"
+    if isinstance(error, Unauthenticated) and not error.raw:
+        return "there is no API key", _by_kind(error, words)
     if isinstance(error, APIError):
         trace = f" (trace {error.trace_id})" if error.trace_id else ""
         return _where(error), (_advice(error.errors, error.detail) or _by_kind(error, words)) + trace
@@ -60,14 +63,16 @@ def _told(error: Any, words: list[str]) -> tuple[str, str]:
     if isinstance(error, Timeout):
         return str(error), "try again, or look at the platform's own log"
     if hasattr(error, "format_message"):
-        return error.format_message(), f"`{_help(words)}` shows what it takes, with an example"
+        what = error.format_message()
+        return what, f"`{_help(words[:1] if 'command' in what else words)}` shows what it takes, with an example"
     return str(error), "try again; `lepton status` tells how the platform is"
 
 
 def _where(error: APIError) -> str:
     """The sentence, with the place in front where it lacks it."""
     first = error.errors[0].field if error.errors else ""
-    return error.detail if not first or first in error.detail else f"{first}: {error.detail}"
+    named = not first or re.search(rf"(?<!\w){re.escape(first)}(?!\w)", error.detail)
+    return error.detail if named else f"{first}: {error.detail}"
 
 
 def _advice(violations: Sequence[Violation], detail: str) -> str:
