@@ -1,0 +1,204 @@
+"""Before a job is stored: what others know of its data, the nodes and the quota. Awaits the network, outside of units."""
+
+import asyncio
+import math
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from opentelemetry import propagate
+
+from lepton.accounts.v1.accounts_service_pb2 import ReleaseQuotaRequest, ReserveQuotaRequest
+from lepton.compute.v1.compute_service_pb2 import ListNodesRequest
+from lepton.data.v1 import dataset_pb2
+from lepton.data.v1.data_service_pb2 import GetDatasetVersionRequest, GetProfileRequest
+from lepton.training.v1.training_service_pb2 import CreateTrainingJobRequest
+from libs.db import Database, new_id
+from libs.errors import AppError, Conflict, Invalid, NotFound, Transient, Violation
+from libs.rpc import Client
+from libs.rpc.names import enum_name_by_number
+from services.training import repository, wire
+from services.training.domain.admission import RANDOM, DataFacts, InitFacts, NodeFacts, check, complete, used_metric
+from services.training.tables import PendingReservation, TrainingJob
+
+log = structlog.get_logger()
+
+_REFERENCE = re.compile(r"([a-z][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,8}))?")
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Clients of the services that this one asks."""
+
+    data: Client
+    compute: Client
+    accounts: Client
+
+
+@dataclass(frozen=True)
+class _Init:
+    facts: InitFacts
+    files: list[dict[str, Any]]
+
+
+async def admit(database: Database, peers: Peers, workspace: str, request: CreateTrainingJobRequest) -> TrainingJob:
+    """The job as it will be stored, complete. Raises Invalid ("invalid_spec") with everything that is wrong."""
+    spec = wire.spec_of(request)
+    missing: list[AppError] = []
+    errors: list[Violation] = []
+    data, nodes, init = await asyncio.gather(
+        _collecting(errors, missing, "dataset", _load_data(peers, request.dataset)),
+        _load_nodes(peers),
+        _collecting(errors, missing, "model.init", _load_init(database, workspace, spec["model"]["init"])),
+    )
+    version, facts = data or (None, None)
+    errors += check(spec, facts, init.facts if init else None, nodes)
+    if len(errors) == 1 and missing:
+        raise missing[0]
+    if errors or version is None or facts is None:
+        raise Invalid.of(errors, code="invalid_spec")
+    return _job(workspace, request, complete(spec, facts, init.facts if init else None), version, init)
+
+
+async def _collecting(errors: list[Violation], missing: list[AppError], at: str, load: Awaitable[Any]) -> Any:
+    """What `load` answers; None where it is not there or not usable, which becomes one violation among the others."""
+    try:
+        return await load
+    except (NotFound, Invalid, Conflict) as error:
+        if isinstance(error, NotFound):
+            missing.append(error)
+        suggestions = error.errors[0].suggestions if error.errors else ()
+        errors.append(Violation(at, error.detail, suggestions))
+        return None
+
+
+async def _load_data(peers: Peers, reference: str) -> tuple[dataset_pb2.DatasetVersion, DataFacts]:
+    name, number = _parse(reference, "dataset")
+    version = await peers.data.GetDatasetVersion(GetDatasetVersionRequest(name=name, number=number))
+    state = enum_name_by_number(dataset_pb2.VersionState.DESCRIPTOR)[version.state]
+    if version.state == dataset_pb2.VERSION_STATE_FAILED:
+        raise Conflict(f"dataset version {name}@{version.number} could not be made: {version.error.detail}")
+    if version.state != dataset_pb2.VERSION_STATE_READY:
+        raise Conflict(f"dataset version {name}@{version.number} is {state}; wait until it is ready")
+    profile = None
+    try:
+        profile = await peers.data.GetProfile(GetProfileRequest(name=name, number=version.number))
+    except NotFound:
+        log.info("dataset_without_profile", dataset=name, number=version.number)
+    return version, wire.data_facts(version, profile)
+
+
+async def _load_nodes(peers: Peers) -> Sequence[NodeFacts]:
+    """None where compute does not say: it will, when it is asked for an allocation."""
+    try:
+        return wire.node_facts((await peers.compute.ListNodes(ListNodesRequest(page_size=1000), timeout=2)).nodes)
+    except AppError as error:
+        log.warning("nodes_unknown", error=str(error))
+        return ()
+
+
+async def _load_init(database: Database, workspace: str, init: str) -> _Init | None:
+    if init in ("", RANDOM):
+        return None
+    name, number = _parse(init, "model version", f'use "{RANDOM}", or ')
+    async with database.read() as session:
+        version = await repository.get_model_version(session, workspace, name, number)
+        job = await repository.get_job(session, workspace, version.training_job)
+        files = await repository.files_of(session, workspace, version.owner)
+    return _Init(wire.init_facts(version, job.model["params"]), [{"path": file.path, "digest": file.digest} for file in files])
+
+
+def _parse(reference: str, kind: str, advice: str = "") -> tuple[str, int]:
+    match = _REFERENCE.fullmatch(reference)
+    if not match:
+        raise Invalid(f"'{reference[:60]}' is no {kind}; {advice}write its name, or name@number as in wdbc@2")
+    return match[1], int(match[2] or 0)
+
+
+def _job(
+    workspace: str, request: CreateTrainingJobRequest, spec: dict[str, Any], version: dataset_pb2.DatasetVersion, init: _Init | None
+) -> TrainingJob:
+    traceparent = _traceparent()
+    return TrainingJob(
+        id=new_id("job"),
+        workspace=workspace,
+        name=request.name or request.output_model,
+        dataset=f"{version.dataset}@{version.number}",
+        output_model=request.output_model,
+        inputs={
+            "kind": enum_name_by_number(dataset_pb2.DatasetKind.DESCRIPTOR)[version.kind],
+            "splits": [{"name": split.name, "digest": split.file.digest} for split in version.splits],
+            "init": init.files if init else [],
+        },
+        reason="waits for an allocation",
+        create_time=time.time(),
+        trace_id=traceparent.split("-")[1],
+        traceparent=traceparent,
+        **spec,
+    )
+
+
+def _traceparent() -> str:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier.get("traceparent") or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+@asynccontextmanager
+async def reserved(database: Database, peers: Peers, job: TrainingJob) -> AsyncIterator[None]:
+    """Quota is taken before the block, which stores the job, and given back if it raises. Sets the job's time limit to what was granted.
+
+    The intention is stored first: a process that dies in between leaves a row by which the reconciler gives the quota back.
+    """
+    async with database.unit() as unit:
+        await unit.insert(PendingReservation(job_id=job.id, workspace=job.workspace, create_time=time.time()))
+    try:
+        await _reserve(peers, job)
+        yield
+    except BaseException:
+        try:
+            await release_quota(database, peers, job.workspace, job.id)
+        except AppError as error:
+            log.warning("quota_release_put_off", job_id=job.id, error=str(error))
+        raise
+
+
+async def release_quota(database: Database, peers: Peers, workspace: str, job_id: str) -> None:
+    """Gives back what a job that was not made had reserved."""
+    await peers.accounts.ReleaseQuota(ReleaseQuotaRequest(workspace=workspace, reservation=reservation(workspace, job_id)))
+    async with database.unit() as unit:
+        await repository.delete_reservation(unit.session, workspace, job_id)
+
+
+def reservation(workspace: str, job_id: str) -> str:
+    """The name that accounts knows the job's quota by, and releases when the job has ended."""
+    return f"training-jobs/{workspace}/{job_id}"
+
+
+async def _reserve(peers: Peers, job: TrainingJob) -> None:
+    metric, a_second = used_metric(job.resources)
+    limit = job.training["time_limit_seconds"]
+    name = reservation(job.workspace, job.id)
+    one = ReserveQuotaRequest(workspace=job.workspace, metric="concurrent_training_jobs", reservation=name, amount=1)
+    seconds = ReserveQuotaRequest(
+        workspace=job.workspace, metric=metric, reservation=name, amount=math.ceil(limit * a_second), at_least=math.ceil(a_second)
+    )
+    answers = await asyncio.gather(*(peers.accounts.ReserveQuota(request) for request in (one, seconds)), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    granted = max(1, math.floor(answers[1].granted / a_second)) if a_second else limit
+    if granted < limit:
+        job.training = {**job.training, "time_limit_seconds": granted}
+        job.limited_by = metric
+
+
+async def settle_reservation(session: Any, job: TrainingJob) -> None:
+    """In the unit that stores the job: from now on the job itself stands for its quota."""
+    if not await repository.delete_reservation(session, job.workspace, job.id):
+        raise Transient("making the job took too long; try again")

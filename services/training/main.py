@@ -1,0 +1,65 @@
+"""Composition root of the training service and of its worker."""
+
+import sys
+
+from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
+from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
+from lepton.data.v1.data_service_pb2_grpc import DataServiceStub
+from lepton.training.v1.training_service_pb2_grpc import add_TrainingServiceServicer_to_server
+from libs import telemetry
+from libs.events import EventLog
+from libs.launcher import SubprocessLauncher
+from libs.lifecycle import Lifecycle
+from libs.service import Kit, run
+from libs.storage import open_store
+from libs.tasks import TaskQueue, Worker
+from services.training.consumers import consumers
+from services.training.handlers.admission import Peers
+from services.training.pulse import Pulse
+from services.training.reconciler import Reconciler, Sweep
+from services.training.servicer import TrainingServicer
+from services.training.settings import Settings
+from services.training.supervisor import Supervisor, Tools
+from services.training.supervisor.environment import engine_command
+from services.training.supervisor.tools import Stores
+from services.training.tasks import open_queue, register, send_run_attempt
+
+
+def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
+    """The service: API, consumer, reconciler, sweep."""
+    kit = Kit("training", "services.training", settings, event_log)
+    peers, queue = _peers(kit), open_queue(settings.tasks_url)
+    reconciler = Reconciler(kit.database, peers, lambda workspace, job_id: send_run_attempt(queue, workspace, job_id), settings)
+    pulse = Pulse(kit.database)
+    stores = {purpose: open_store(settings.storage, purpose) for purpose in ("models", "checkpoints")}
+    sweep = Sweep(kit.database, stores, settings.orphan_seconds)
+    servicer = TrainingServicer(kit.database, peers, reconciler, pulse)
+    return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), [queue, reconciler, pulse, sweep])
+
+
+def build_worker(settings: Settings, event_log: EventLog | None = None, queue: TaskQueue | None = None) -> Lifecycle:
+    """The worker, in a process of its own: runs attempts. `queue` is given where several workers share one process and broker loop."""
+    kit = Kit("training", "services.training", settings, event_log)
+    own_queue = queue or open_queue(settings.tasks_url)
+    tools = Tools(
+        database=kit.database,
+        peers=_peers(kit),
+        stores=Stores(*(open_store(settings.storage, purpose) for purpose in ("datasets", "models", "checkpoints"))),
+        launcher=SubprocessLauncher(),
+        settings=settings,
+        record_span=telemetry.record_span,
+        command=engine_command,
+    )
+    supervisor = Supervisor(tools)
+    register(own_queue, supervisor.take)
+    return kit.worker([supervisor] if queue else [own_queue, supervisor, Worker([own_queue])])
+
+
+def _peers(kit: Kit) -> Peers:
+    return Peers(
+        kit.client(DataServiceStub, "data"), kit.client(ComputeServiceStub, "compute"), kit.client(AccountsServiceStub, "accounts")
+    )
+
+
+if __name__ == "__main__":
+    run("training", Settings(), build_worker if sys.argv[1:] == ["worker"] else build)

@@ -1,0 +1,176 @@
+"""Makes of each job's row what it says: allocations asked for and given back, workers told, lost attempts buried.
+
+Knows no process; what a worker does is in supervisor/.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from opentelemetry import context, propagate
+
+from lepton.compute.v1 import allocation_pb2
+from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, ReleaseAllocationRequest
+from libs.db import Database
+from libs.errors import AppError, NotFound, Transient
+from libs.lifecycle import Loop
+from libs.rpc import acting_for
+from libs.rpc.names import enum_name_by_number
+from libs.storage import ArtifactStore
+from services.training import repository, wire
+from services.training.domain.step import Step, next_step
+from services.training.handlers import jobs
+from services.training.handlers.admission import Peers, release_quota
+from services.training.settings import Settings
+from services.training.tables import TrainingJob
+
+log = structlog.get_logger()
+
+AT_ONCE = 8
+# Between two looks at one thing that has not changed.
+ASK_AGAIN_SECONDS = 2.0
+HINT_AGAIN_SECONDS = 2.0
+STALE_RESERVATION_SECONDS = 120.0
+SWEEP_SECONDS = 3600.0
+
+Hint = Callable[[str, str], None]
+
+
+class Reconciler:
+    """A component. `hint(workspace, job_id)` tells the workers of a job that waits for one of them."""
+
+    def __init__(self, database: Database, peers: Peers, hint: Hint, settings: Settings) -> None:
+        self._database, self._peers, self._hint, self._settings = database, peers, hint, settings
+        self._loop = Loop("training-reconciler", self.step, interval=settings.reconcile_seconds)
+        self._looked: dict[tuple[str, Step], float] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def start(self) -> None:
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+
+    def wake(self) -> None:
+        """Looks at every job now."""
+        self._looked.clear()
+        self._loop.wake()
+
+    async def step(self) -> None:
+        async with self._database.read() as session:
+            found = await repository.unsettled_jobs_of_all_workspaces(session)
+            stale = await repository.stale_reservations_of_all_workspaces(session, time.time() - STALE_RESERVATION_SECONDS)
+        now = time.time()
+        due = [(job, step) for job in found if self._is_due(job, step := next_step(job, now))]
+        await asyncio.gather(*(self._carefully(job, step) for job, step in due))
+        for left in stale:
+            await release_quota(self._database, self._peers, left.workspace, left.job_id)
+        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < 10 * ASK_AGAIN_SECONDS}
+
+    def _is_due(self, job: TrainingJob, step: Step) -> bool:
+        if step is Step.NOTHING:
+            return False
+        pause = {Step.ASK: ASK_AGAIN_SECONDS, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
+        key, now = (job.id, step), time.monotonic()
+        if now - self._looked.get(key, -pause) < pause:
+            return False
+        self._looked[key] = now
+        return True
+
+    async def _carefully(self, job: TrainingJob, step: Step) -> None:
+        """One job's trouble is not the others'."""
+        async with self._slots:
+            token = context.attach(propagate.extract({"traceparent": job.traceparent}))
+            try:
+                with acting_for(job.workspace):
+                    await self._act(job, step)
+            except Transient as error:
+                log.warning("reconcile_put_off", job_id=job.id, step=step, error=str(error))
+            except Exception:
+                log.exception("reconcile_failed", job_id=job.id, step=step)
+            finally:
+                context.detach(token)
+
+    async def _act(self, job: TrainingJob, step: Step) -> None:
+        where: dict[str, Any] = {"workspace": job.workspace, "job_id": job.id}
+        match step:
+            case Step.ASK:
+                await self._ask(job)
+            case Step.HINT:
+                self._hint(job.workspace, job.id)
+            case Step.RELEASE:
+                await release(self._database, self._peers, job.workspace, job.id, job.allocation_id)
+            case Step.BURY:
+                async with self._database.unit() as unit:
+                    await jobs.bury_attempt(unit, **where, now=time.time())
+                    unit.after_commit(self.wake)
+            case Step.CANCEL:
+                async with self._database.unit() as unit:
+                    await jobs.finish_cancel(unit, **where, now=time.time())
+                    unit.after_commit(self.wake)
+
+    async def _ask(self, job: TrainingJob) -> None:
+        request = CreateAllocationRequest(
+            workspace=job.workspace,
+            holder=job.holder,
+            resources=wire.resources_message(job.resources),
+            lease_seconds=self._settings.allocation_lease_seconds,
+        )
+        try:
+            allocation = await self._peers.compute.CreateAllocation(request)
+        except Transient:
+            raise
+        except AppError as error:
+            async with self._database.unit() as unit:
+                await jobs.refuse_job(unit, workspace=job.workspace, job_id=job.id, error=error)
+            return
+        async with self._database.unit() as unit:
+            ready = await jobs.note_allocation(
+                unit,
+                workspace=job.workspace,
+                job_id=job.id,
+                attempt=job.attempts + 1,
+                allocation_id=allocation.id,
+                state=enum_name_by_number(allocation_pb2.AllocationState.DESCRIPTOR)[allocation.state],
+                reason=allocation.reason or "waits for an allocation",
+                node=allocation.node,
+                devices=list(allocation.devices),
+            )
+            if ready:
+                self._looked[(job.id, Step.HINT)] = time.monotonic()
+                unit.after_commit(lambda: self._hint(job.workspace, job.id))
+
+
+async def release(database: Database, peers: Peers, workspace: str, job_id: str, allocation_id: str) -> None:
+    """Gives the allocation of an ended job back, and forgets it once compute knows."""
+    try:
+        await peers.compute.ReleaseAllocation(ReleaseAllocationRequest(id=allocation_id))
+    except NotFound:
+        log.info("allocation_unknown", job_id=job_id, allocation_id=allocation_id)
+    async with database.unit() as unit:
+        await jobs.forget_allocation(unit, workspace=workspace, job_id=job_id, allocation_id=allocation_id)
+
+
+class Sweep:
+    """A component: removes objects that no row names, such as those of deleted models and of uploads that came to nothing."""
+
+    def __init__(self, database: Database, stores: dict[str, ArtifactStore], idle_seconds: float) -> None:
+        self._database, self._stores, self._idle_seconds = database, stores, idle_seconds
+        self._loop = Loop("training-sweep", self.sweep, interval=SWEEP_SECONDS)
+
+    async def start(self) -> None:
+        await self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()
+
+    async def sweep(self) -> None:
+        for purpose, store in self._stores.items():
+            old = [digest async for digest, idle in store.list() if idle >= self._idle_seconds]
+            for start in range(0, len(old), 500):
+                async with self._database.read() as session:
+                    unnamed = await repository.unnamed_of_all_workspaces(session, purpose, old[start : start + 500])
+                for digest in unnamed:
+                    await store.discard(digest, idle_seconds=self._idle_seconds)

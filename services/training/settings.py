@@ -1,0 +1,29 @@
+"""Settings of the training service and its workers."""
+
+from libs.service import ServiceSettings
+from libs.settings import SettingsConfigDict
+
+
+class Settings(ServiceSettings):
+    """From LEPTON_TRAINING_…"""
+
+    model_config = SettingsConfigDict(env_prefix="LEPTON_TRAINING_")
+
+    # Where workers keep the folders of runs; on the file system of the artifact store, files need not be copied.
+    work_dir: str = "/tmp/lepton-training"  # noqa: S108
+    # Node whose allocations this worker runs; empty: of every node.
+    node: str = ""
+    # Without a renewal for so long an attempt's worker counts as dead.
+    lease_seconds: float = 10.0
+    # Compute takes an allocation back that was not renewed for so long.
+    allocation_lease_seconds: int = 30
+    reconcile_seconds: float = 0.5
+    # A process that says nothing for so long is ended; before its first word it has `startup_seconds`.
+    hang_seconds: float = 60.0
+    startup_seconds: float = 120.0
+    # Between SIGTERM and SIGKILL; with it a cancel takes effect within 2 s.
+    stop_grace_seconds: float = 1.0
+    max_log_lines: int = 10_000
+    max_metric_points: int = 100_000
+    # Objects that no row names are kept for so long: they may be on their way into one.
+    orphan_seconds: float = 3600.0
