@@ -122,7 +122,7 @@ class _Subscription:
     def _ahead(self, limit: int) -> list[Received]:
         if self._next is None:
             rows = self._log._db.execute("SELECT topic, position FROM committed WHERE grp = ?", (self._group,)).fetchall()
-            self._next = {topic: 0 for topic in self._topics} | {t: p for t, p in rows if t in self._topics}
+            self._next = dict.fromkeys(self._topics, 0) | {t: p for t, p in rows if t in self._topics}
         places = " OR ".join("(topic = ? AND position > ?)" for _ in self._topics)
         values = [value for topic in self._topics for value in (topic, self._next[topic])]
         rows = self._log._db.execute(

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
 from libs.errors import NotFound
-from libs.storage.store import CHUNK, Stored, checked, digest_of
 from libs.storage.limit import limited
+from libs.storage.store import CHUNK, Stored, checked, digest_of
 
 
 class InMemoryArtifactStore:

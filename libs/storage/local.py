@@ -6,10 +6,10 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Iterator
+from typing import IO
 from uuid import uuid4
 
 from libs.errors import AppError, NotFound

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lepton.common.v1 import options_pb2
-
 from libs.rpc import Call, Identity, acting
 
 

@@ -3,7 +3,6 @@
 import asyncio
 
 from lepton.compute.v1.compute_service_pb2 import RegisterNodeRequest
-
 from libs.lifecycle import Loop
 from libs.rpc import Client
 from services.compute import hardware

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
+
 from lepton.common.v1.options_pb2 import ROLE_EDITOR, ROLE_OPERATOR
 from lepton.common.v1.resource_pb2 import Resources
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from lepton.compute.v1.events_pb2 import AllocationEnded
-from sqlalchemy import select
-
 from libs.db import Database
 from libs.db.infrastructure import outbox
 from libs.errors import AppError, Forbidden, NotFound

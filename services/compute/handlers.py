@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 from lepton.common.v1.resource_pb2 import Resources
 from lepton.compute.v1 import node_pb2
-
 from libs.db import Unit, new_id
 from libs.errors import Conflict, Invalid, NotFound, Violation
 from services.compute import repository, wire

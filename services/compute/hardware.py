@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pynvml
+
 from lepton.common.v1.resource_pb2 import Accelerator
 from lepton.compute.v1.node_pb2 import Device, Node
 

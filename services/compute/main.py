@@ -1,7 +1,6 @@
 """Composition root of the compute service."""
 
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
-
 from libs.db import Database
 from libs.events import EventLog
 from libs.lifecycle import Lifecycle, Loop

@@ -6,7 +6,6 @@ from typing import Any
 from lepton.common.v1.options_pb2 import ROLE_OPERATOR
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceServicer
-
 from libs.db import Database, page_size, page_token, start_after
 from libs.errors import NotFound
 from libs.rpc import current_call

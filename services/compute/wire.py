@@ -2,7 +2,6 @@
 
 from lepton.common.v1.resource_pb2 import Accelerator, Resources
 from lepton.compute.v1 import allocation_pb2, events_pb2, node_pb2
-
 from libs.events import Event
 from services.compute import tables
 from services.compute.domain.placement import Room

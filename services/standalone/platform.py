@@ -33,7 +33,7 @@ from services.marketplace.settings import Settings as MarketplaceSettings
 from services.standalone.home import Home, HomeError, Running
 from services.standalone.wiring import Wiring
 from services.training import main as training
-from services.training.settings import TrainingSettings
+from services.training.settings import Settings as TrainingSettings
 
 # What the worker needs of this process's environment.
 PASSED_ON = ("LEPTON_HOME", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS")

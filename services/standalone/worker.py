@@ -15,7 +15,7 @@ from services.data.settings import Settings as DataSettings
 from services.standalone.home import Home
 from services.standalone.wiring import Wiring
 from services.training import main as training
-from services.training.settings import TrainingSettings
+from services.training.settings import Settings as TrainingSettings
 
 
 def main(path: str) -> None:
