@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from lepton.accounts.v1 import accounts_service_pb2 as accounts_pb
+from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceServicer
 from lepton.common.v1 import resource_pb2
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
+from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceServicer
 from lepton.data.v1 import dataset_pb2
+from lepton.data.v1.data_service_pb2_grpc import DataServiceServicer
 from lepton.training.v1 import job_pb2, training_service_pb2
 
 from libs.db import Database
@@ -35,7 +38,7 @@ from services.training.tables import TrainingJob
 COLUMNS = {"a": "DOUBLE", "b": "DOUBLE", "kind": "STRING", "label": "STRING"}
 
 
-class FakeData:
+class FakeData(DataServiceServicer):
     """One dataset, wdbc@1: columns a, b (numbers), kind (text), label (two classes), 200 rows."""
 
     def __init__(self) -> None:
@@ -47,7 +50,7 @@ class FakeData:
             "label": {"distinct": 2},
         }
 
-    async def GetDatasetVersion(self, request: Any, **_: Any) -> dataset_pb2.DatasetVersion:
+    async def GetDatasetVersion(self, request: Any, context: Any = None, **_: Any) -> dataset_pb2.DatasetVersion:
         if request.name != "wdbc" or request.number not in (0, 1):
             raise NotFound.of("dataset", request.name, ["wdbc"])
         columns = [
@@ -64,12 +67,12 @@ class FakeData:
             splits=self.splits,
         )
 
-    async def GetProfile(self, request: Any, **_: Any) -> dataset_pb2.Profile:
+    async def GetProfile(self, request: Any, context: Any = None, **_: Any) -> dataset_pb2.Profile:
         columns = [dataset_pb2.ColumnProfile(name=name, **figures) for name, figures in self.figures.items()]
         return dataset_pb2.Profile(rows=self.rows, columns=columns)
 
 
-class FakeCompute:
+class FakeCompute(ComputeServiceServicer):
     """One node of 4 cores and 8 GiB; as many allocations as `room` says."""
 
     def __init__(self) -> None:
@@ -78,10 +81,10 @@ class FakeCompute:
         self.renewals = 0
         self.error: AppError | None = None
 
-    async def ListNodes(self, request: Any, **_: Any) -> compute_service_pb2.ListNodesResponse:
+    async def ListNodes(self, request: Any, context: Any = None, **_: Any) -> compute_service_pb2.ListNodesResponse:
         return compute_service_pb2.ListNodesResponse(nodes=[node_pb2.Node(name="n1", cpu_millis=4000, memory_bytes=8 << 30)])
 
-    async def CreateAllocation(self, request: Any, **_: Any) -> allocation_pb2.Allocation:
+    async def CreateAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         if self.error:
             raise self.error
         for allocation in self.allocations.values():
@@ -98,14 +101,14 @@ class FakeCompute:
             allocation.reason = "waits for 1 core: all are in use"
         return allocation
 
-    async def RenewAllocation(self, request: Any, **_: Any) -> allocation_pb2.Allocation:
+    async def RenewAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         self.renewals += 1
         allocation = self.allocations[request.id]
         if allocation.state != 2:
             raise Conflict("the allocation is over", code="allocation_ended")
         return allocation
 
-    async def ReleaseAllocation(self, request: Any, **_: Any) -> allocation_pb2.Allocation:
+    async def ReleaseAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         allocation = self.allocations[request.id]
         if allocation.state in (1, 2):
             allocation.state = 3
@@ -116,14 +119,14 @@ class FakeCompute:
         return [allocation for allocation in self.allocations.values() if allocation.state == 2]
 
 
-class FakeAccounts:
+class FakeAccounts(AccountsServiceServicer):
     """Grants up to `limits`; remembers what is reserved."""
 
     def __init__(self) -> None:
         self.limits = {"concurrent_training_jobs": 100, "cpu_seconds": 10_000_000, "gpu_seconds": 0}
         self.reserved: dict[tuple[str, str], int] = {}
 
-    async def ReserveQuota(self, request: Any, **_: Any) -> accounts_pb.ReserveQuotaResponse:
+    async def ReserveQuota(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.ReserveQuotaResponse:
         used = sum(amount for (_, metric), amount in self.reserved.items() if metric == request.metric)
         left = self.limits[request.metric] - used
         least = request.at_least if request.HasField("at_least") else request.amount
@@ -133,7 +136,7 @@ class FakeAccounts:
         self.reserved[(request.reservation, request.metric)] = granted
         return accounts_pb.ReserveQuotaResponse(granted=granted, limit=self.limits[request.metric], remaining=left - granted)
 
-    async def ReleaseQuota(self, request: Any, **_: Any) -> accounts_pb.ReleaseQuotaResponse:
+    async def ReleaseQuota(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.ReleaseQuotaResponse:
         self.reserved = {key: amount for key, amount in self.reserved.items() if key[0] != request.reservation}
         return accounts_pb.ReleaseQuotaResponse()
 

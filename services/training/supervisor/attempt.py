@@ -390,7 +390,7 @@ class Attempt:
         )
 
     def _time_words(self) -> str:
-        limit, progress = self.job.training["time_limit_seconds"], self._story.batch.progress or self.job.progress
+        limit, progress = self.job.training["time_limit_seconds"], self._story.progress or self.job.progress
         where = f" in epoch {progress['epoch']} of {progress['epochs']}" if progress else ""
         if self.job.limited_by:
             return f"{limit} s were over{where}: so much was left of the plan's {self.job.limited_by}; fewer epochs need less"

@@ -35,6 +35,7 @@ class Story:
         self.batch = Batch()
         self.result: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
+        self.progress: dict[str, Any] | None = None
         # (epoch, step) of the newest checkpoint that the run has made.
         self.checkpoint: tuple[int, int] | None = None
         self.heard: float | None = None
@@ -113,7 +114,7 @@ class Story:
         if max(progress["epoch"], progress["epochs"]) >= 1 << 32:
             raise ValueError
         figures = {name: float(event[name]) for name in ("loss", "validation_loss", "rows_per_second") if _is_number(event.get(name))}
-        self.batch.progress = {**progress, **figures}
+        self.progress = self.batch.progress = {**progress, **figures}
         if not self._stepped:
             self._stepped = True
             self.batch.first_step_time = at
