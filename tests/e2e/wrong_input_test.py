@@ -144,9 +144,7 @@ def test_jobs(http: httpx.Client, change: dict[str, Any], field: str, words: str
     assert "refused" not in [j["output_model"] for j in http.get("/v1/training-jobs").json()["training_jobs"]]
 
 
-@pytest.mark.parametrize(
-    "body", ['{"training": {"learning_rate": NaN}}', '{"training": {"learning_rate": 1e999}}', "{", "[]", "\ud800"[:0] + '"x"']
-)
+@pytest.mark.parametrize("body", ['{"training": {"learning_rate": NaN}}', '{"training": {"learning_rate": 1e999}}', "{", "[]", '"x"'])
 def test_bodies_that_are_no_bodies(http: httpx.Client, body: str) -> None:
     problem(http.post("/v1/training-jobs", content=body, headers={"content-type": "application/json"}), 400, 422)
 
