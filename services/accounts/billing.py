@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from libs.db import Database
 from services.accounts import handlers, repository
-from services.accounts.domain.periods import period_of
+from services.accounts.domain.periods import period_of, start_of
 from services.accounts.handlers.billing import PLAN_METRIC, SOURCE, plan_charge_id
 
 BATCH = 100
@@ -21,6 +21,7 @@ class Billing:
         """True where there was more than one batch to issue."""
         now = self._clock()
         await self._charge_plans(now)
+        await self._settle_storage(start_of(period_of(now)))
         return await self._issue(now, before=period_of(now - self._invoice_after))
 
     async def _charge_plans(self, now: float) -> None:
@@ -35,6 +36,15 @@ class Billing:
                     workspace = await repository.lock_workspace(unit.session, name)
                     if workspace is not None:
                         await handlers.charge_plan(unit, workspace=workspace, now=now)
+
+    async def _settle_storage(self, until: float) -> None:
+        """Storage of the months that are over becomes use."""
+        async with self._database.read() as session:
+            unsettled = await repository.workspaces_unsettled(session, until)
+        for name in unsettled:
+            async with self._database.unit() as unit:
+                await repository.lock_workspace(unit.session, name)
+                await handlers.settle_storage(unit, workspace=name, until=until)
 
     async def _issue(self, now: float, *, before: str) -> bool:
         async with self._database.read() as session:

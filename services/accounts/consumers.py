@@ -57,9 +57,7 @@ async def on_allocation_ended(unit: Unit, message: AllocationEnded) -> None:
         workspace=allocation.workspace,
         metric=metric_of(needs.accelerator),
         resource=resource_of(allocation.holder),
-        quantity=device_seconds(
-            message.seconds, accelerator=needs.accelerator, count=needs.count, cpu_millis=needs.cpu_millis
-        ),
+        quantity=device_seconds(message.seconds, accelerator=needs.accelerator, count=needs.count, cpu_millis=needs.cpu_millis),
         time=_moment(allocation.end_time),
     )
 
@@ -93,6 +91,8 @@ async def on_dataset_version_failed(unit: Unit, message: DatasetVersionFailed) -
 
 async def on_dataset_deleted(unit: Unit, message: DatasetDeleted) -> None:
     prefix = f"datasets/{message.workspace}/{message.dataset}@"
+    # What was stored is owed; a version that failed, or was never made, is not.
+    await handlers.settle_storage(unit, workspace=message.workspace, until=_told(), prefix=prefix, asked_before=_told())
     await repository.release_all(unit.session, message.workspace, prefix, asked_before=_told())
 
 

@@ -1,5 +1,6 @@
 """What other services say has ended gives its reservations back, and nothing else's."""
 
+import time
 from typing import Any
 
 import pytest
@@ -67,6 +68,19 @@ async def test_an_end_releases_what_it_names(database: Database, message: Messag
     async with database.read() as session:
         left = set((await session.execute(select(Reservation.name))).scalars())
     assert left == set(HELD) - released
+
+
+async def test_what_was_stored_is_owed(database: Database) -> None:
+    async with database.unit() as unit:
+        await handlers.reserve_quota(
+            unit, workspace="default", metric="storage_bytes", reservation="datasets/default/iris@1", amount=1 << 40, now=time.time() - 60
+        )
+    await tell(database, DatasetDeleted(workspace="default", dataset="iris"))
+    async with database.read() as session:
+        query = select(UsageRecord.resource, UsageRecord.quantity).where(UsageRecord.metric == "storage_gib_months")
+        rows = (await session.execute(query)).all()
+    assert {row.resource for row in rows} == {"datasets/iris@1"}
+    assert 1024 * 60 / (31 * 86400) <= sum(row.quantity for row in rows) / 1e6 <= 1024 * 70 / (28 * 86400)
 
 
 async def test_the_end_of_a_namesake_releases_nothing(database: Database) -> None:

@@ -51,9 +51,7 @@ class Bootstrap:
         return None
 
 
-def build(
-    settings: Settings, event_log: EventLog | None = None, *, on_first_key: Callable[[str], None] | None = None
-) -> Lifecycle:
+def build(settings: Settings, event_log: EventLog | None = None, *, on_first_key: Callable[[str], None] | None = None) -> Lifecycle:
     """The service. `on_first_key` is given the secret of the first key where none was set and none is there."""
     kit = Kit("accounts", "services.accounts", settings, event_log)
     billing = Billing(kit.database, invoice_after=settings.invoice_after_seconds)

@@ -76,6 +76,28 @@ async def test_past_months_are_issued_without_asking(database: Database, clock: 
     assert (invoice.number, invoice.period, invoice.total) == ("INV-2026-09-000001", "2026-09", 20_000_000)
 
 
+async def test_storage_is_billed_by_the_month(database: Database, clock: FakeClock) -> None:
+    september, october, november = 1_788_220_800, 1_790_812_800, 1_793_491_200
+    clock.now = september + (october - september) / 2
+    async with database.unit() as unit:
+        name, size = "datasets/default/iris@1", 4 << 30
+        await handlers.reserve_quota(unit, workspace="default", metric="storage_bytes", reservation=name, amount=size, now=clock())
+    billing = Billing(database, invoice_after=0, clock=clock)
+    clock.now = november
+    for _ in range(2):
+        await billing.step()
+    async with database.read() as session:
+        lines = {
+            period: {line.metric: line for line in await repository.lines(session, "default", period=period)}
+            for period in ("2026-09", "2026-10", "2026-11")
+        }
+    stored = {period: found.get("storage_gib_months") for period, found in lines.items()}
+    assert [(line.resource, line.quantity, line.amount) for line in stored.values() if line] == [
+        ("datasets/iris@1", 2_000_000, 50_000),
+        ("datasets/iris@1", 4_000_000, 100_000),
+    ]
+
+
 async def test_it_starts_and_stops_whole(tmp_path: Path) -> None:
     shown: list[str] = []
     settings = Settings(

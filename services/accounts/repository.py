@@ -22,6 +22,8 @@ from services.accounts.tables import (
     Workspace,
 )
 
+STORAGE = "storage_bytes"
+
 # -- plans, workspaces, members
 
 
@@ -151,6 +153,18 @@ async def _release(session: AsyncSession, *where: Any, metric: str = "", asked_b
     await session.execute(query)
 
 
+async def storage(
+    session: AsyncSession, workspace: str, *, settled_before: float, prefix: str = "", asked_before: float | None = None
+) -> list[Reservation]:
+    """Reservations of storage, not settled up to a time; whose names begin with `prefix`."""
+    where = [Reservation.workspace == workspace, Reservation.metric == STORAGE, Reservation.settled_time < settled_before]
+    if prefix:
+        where.append(col(Reservation.name).startswith(prefix, autoescape=True))
+    if asked_before is not None:
+        where.append(Reservation.time <= asked_before)
+    return list((await session.execute(select(Reservation).where(*where).order_by(Reservation.name).with_for_update())).scalars())
+
+
 async def forget_expired(session: AsyncSession, workspace: str, now: float) -> None:
     """Deletes reservations that count no more."""
     await session.execute(delete(Reservation).where(Reservation.workspace == workspace, col(Reservation.expire_time) <= now))
@@ -171,9 +185,7 @@ async def add_to_total(session: AsyncSession, workspace: str, period: str, metri
         await session.flush()
 
 
-async def lines(
-    session: AsyncSession, workspace: str, *, period: str | None = None, invoice: str | None = None
-) -> list[Line]:
+async def lines(session: AsyncSession, workspace: str, *, period: str | None = None, invoice: str | None = None) -> list[Line]:
     """Records summed up by metric, resource and price: of a month, of an invoice ("": of none yet), or of a month and an invoice."""
     key = (UsageRecord.metric, UsageRecord.resource, UsageRecord.unit_price)
     query = select(*key, func.sum(UsageRecord.quantity), func.sum(UsageRecord.amount)).where(UsageRecord.workspace == workspace)
@@ -245,11 +257,15 @@ async def paying_workspaces(session: AsyncSession) -> list[tuple[str, str]]:
     return [(name, plan) for name, plan in await session.execute(query)]
 
 
+async def workspaces_unsettled(session: AsyncSession, before: float) -> Sequence[str]:
+    """Workspaces that store something whose use is not written down up to a time."""
+    query = select(Reservation.workspace).where(Reservation.metric == STORAGE, Reservation.settled_time < before)
+    return list((await session.execute(query.distinct().order_by(Reservation.workspace))).scalars())
+
+
 async def event_ids(session: AsyncSession, source: str, metric: str, period: str) -> set[str]:
     """Of the records that one source made in a month."""
-    query = select(UsageRecord.event_id).where(
-        UsageRecord.source == source, UsageRecord.metric == metric, UsageRecord.period == period
-    )
+    query = select(UsageRecord.event_id).where(UsageRecord.source == source, UsageRecord.metric == metric, UsageRecord.period == period)
     return set((await session.execute(query)).scalars())
 
 

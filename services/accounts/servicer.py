@@ -75,9 +75,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
 
     async def GetWorkspace(self, request: pb.GetWorkspaceRequest, context: Any) -> workspace_pb2.Workspace:
         async with self.read() as session:
-            workspace, role = await handlers.get_workspace(
-                session, name=request.name, member=self.member, role=self.caller.role
-            )
+            workspace, role = await handlers.get_workspace(session, name=request.name, member=self.member, role=self.caller.role)
             return wire.workspace_message(workspace, role)
 
     async def UpdateWorkspace(self, request: pb.UpdateWorkspaceRequest, context: Any) -> workspace_pb2.Workspace:
@@ -116,9 +114,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
 
     async def DeleteMember(self, request: pb.DeleteMemberRequest, context: Any) -> pb.DeleteMemberResponse:
         async with self.unit(request) as unit:
-            await handlers.delete_member(
-                unit, workspace=self.workspace, role=self.caller.role, email=request.email, now=self.clock()
-            )
+            await handlers.delete_member(unit, workspace=self.workspace, role=self.caller.role, email=request.email, now=self.clock())
             return await unit.reply(pb.DeleteMemberResponse())
 
     async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: Any) -> pb.ListApiKeysResponse:
@@ -149,9 +145,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
     async def DeleteApiKey(self, request: pb.DeleteApiKeyRequest, context: Any) -> workspace_pb2.ApiKey:
         async with self.unit(request) as unit:
             workspace = await self._own(unit.session)
-            key = await handlers.delete_api_key(
-                unit, workspace=self.workspace, role=self.caller.role, id=request.id, now=self.clock()
-            )
+            key = await handlers.delete_api_key(unit, workspace=self.workspace, role=self.caller.role, id=request.id, now=self.clock())
             return await unit.reply(wire.api_key_message(key, first=workspace.first))
 
     async def ListPlans(self, request: pb.ListPlansRequest, context: Any) -> pb.ListPlansResponse:
@@ -222,9 +216,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
 
     async def ReleaseQuota(self, request: pb.ReleaseQuotaRequest, context: Any) -> pb.ReleaseQuotaResponse:
         async with self.unit(request) as unit:
-            await handlers.release_quota(
-                unit, workspace=request.workspace, reservation=request.reservation, metric=request.metric
-            )
+            await handlers.release_quota(unit, workspace=request.workspace, reservation=request.reservation, metric=request.metric)
             return await unit.reply(pb.ReleaseQuotaResponse())
 
     async def _own(self, session: Any) -> Workspace:

@@ -176,7 +176,7 @@ async def test_the_first_owner_is_the_operator(accounts: Client) -> None:
         assert (await accounts.UpdateWorkspace(pb.UpdateWorkspaceRequest(name="acme", plan="pro"))).plan == "pro"
         made = await accounts.CreateApiKey(pb.CreateApiKeyRequest(name="mine"))
         assert made.api_key.role == ROLE_OPERATOR
-        keys = (await accounts.ListApiKeys(pb.ListApiKeysRequest(page_size=1)))
+        keys = await accounts.ListApiKeys(pb.ListApiKeysRequest(page_size=1))
         assert [k.name for k in keys.api_keys] == ["mine"]
         rest = await accounts.ListApiKeys(pb.ListApiKeysRequest(page_token=keys.next_page_token))
         assert [(k.name, k.prefix) for k in rest.api_keys] == [("bootstrap", "firs")]
@@ -236,9 +236,7 @@ async def test_what_exists_binds_a_change_of_plan(accounts: Client, database: Da
 
 async def reserve(accounts: Client, metric: str, name: str, amount: int = 1, **more: Any) -> pb.ReserveQuotaResponse:
     with acting(Call()):
-        return await accounts.ReserveQuota(
-            pb.ReserveQuotaRequest(workspace="acme", metric=metric, reservation=name, amount=amount, **more)
-        )
+        return await accounts.ReserveQuota(pb.ReserveQuotaRequest(workspace="acme", metric=metric, reservation=name, amount=amount, **more))
 
 
 async def test_a_quota_is_taken_once_refused_in_words_and_given_back(accounts: Client) -> None:

@@ -75,6 +75,8 @@ class Reservation(Table, table=True):
     amount: int = Field(sa_type=BigInteger)
     # When it was last asked for: what ended before that was another thing of the same name.
     time: float
+    # Up to when what it stores has been written down as use.
+    settled_time: float
     expire_time: float | None = None
 
 

@@ -147,9 +147,7 @@ async def resolve_invocation(session: AsyncSession, *, buyer: str, slug: str) ->
         advice = "it was withdrawn and takes no new subscribers"
     else:
         advice = f"subscribe first: POST /v1/listings/{slug}/subscribe agrees to its price ({words(listing.price)})"
-    raise Forbidden(
-        f"workspace {buyer} has no subscription to '{slug}'; {advice}", code="subscription_required", meta={"listing": slug}
-    )
+    raise Forbidden(f"workspace {buyer} has no subscription to '{slug}'; {advice}", code="subscription_required", meta={"listing": slug})
 
 
 class Invocation(NamedTuple):

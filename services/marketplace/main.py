@@ -24,9 +24,7 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     async def sweep() -> None:
         await forget_batches(kit.database)
 
-    return kit.service(
-        [(servicer, add_MarketplaceServiceServicer_to_server)], components=[Loop("marketplace-sweep", sweep, interval=3600)]
-    )
+    return kit.service([(servicer, add_MarketplaceServiceServicer_to_server)], components=[Loop("marketplace-sweep", sweep, interval=3600)])
 
 
 async def forget_batches(database: Database) -> None:

@@ -69,9 +69,7 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
             await self._check_endpoint(fields["endpoint"])
         async with self.unit(request) as unit:
             changes = handlers.Changes(**fields, price=price)
-            listing = await handlers.update_listing(
-                unit, workspace=self.workspace, slug=request.slug, changes=changes, now=self.clock()
-            )
+            listing = await handlers.update_listing(unit, workspace=self.workspace, slug=request.slug, changes=changes, now=self.clock())
             return await unit.reply(wire.listing_message(listing))
 
     async def DeleteListing(self, request: pb.DeleteListingRequest, context: Any) -> listing_pb2.Listing:
@@ -108,16 +106,12 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
         async with self.read() as session:
             await handlers.get_listing(session, slug=request.slug)
             found = await repository.reviews(session, request.slug, before, size + 1)
-        return pb.ListReviewsResponse(
-            reviews=[wire.review_message(review) for review in found[:size]], next_page_token=_next(found, size)
-        )
+        return pb.ListReviewsResponse(reviews=[wire.review_message(review) for review in found[:size]], next_page_token=_next(found, size))
 
     async def ResolveInvocation(self, request: pb.ResolveInvocationRequest, context: Any) -> pb.ResolveInvocationResponse:
         async with self.read() as session:
             listing, subscription = await handlers.resolve_invocation(session, buyer=request.buyer, slug=request.slug)
-        return pb.ResolveInvocationResponse(
-            publisher=listing.publisher, endpoint=listing.endpoint, subscription=subscription.id
-        )
+        return pb.ResolveInvocationResponse(publisher=listing.publisher, endpoint=listing.endpoint, subscription=subscription.id)
 
     async def RecordInvocations(self, request: pb.RecordInvocationsRequest, context: Any) -> pb.RecordInvocationsResponse:
         records = [handlers.Invocation(record.subscription, record.requests, record.rows) for record in request.records]

@@ -1,8 +1,9 @@
-"""What an allocation's use is called and how much it is."""
+"""What use is called and how much it is."""
 
 from fractions import Fraction
 
 from libs.errors import Poison
+from services.accounts.domain.periods import next_month, period_of, start_of
 
 # Of common.v1.Accelerator; unset means cpu.
 METRIC_BY_ACCELERATOR = {0: "cpu_seconds", 1: "cpu_seconds", 2: "gpu_seconds", 3: "tpu_seconds"}
@@ -25,6 +26,13 @@ def device_seconds(seconds: float, *, accelerator: int, count: int, cpu_millis: 
     if METRIC_BY_ACCELERATOR.get(accelerator) == "cpu_seconds" and cpu_millis:
         return time * Fraction(cpu_millis, 1000)
     return time * (count or 1)
+
+
+def gib_months(size_bytes: int, start: float, end: float) -> Fraction:
+    """Bytes kept from `start` to `end`, both in one month, as a part of that month."""
+    period = period_of(start)
+    month = Fraction(start_of(next_month(period)[:7])) - Fraction(start_of(period))
+    return Fraction(size_bytes, 1 << 30) * (Fraction(end) - Fraction(start)) / month
 
 
 def resource_of(holder: str) -> str:

@@ -31,9 +31,7 @@ def test_what_was_used_does_not_bind_a_change_of_plan() -> None:
         fits([Quota("storage_bytes", 1 << 40, 2 << 30)], PLANS[0])
 
 
-@given(
-    st.sampled_from(METRICS), st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12), st.none() | st.integers(0, 10**12)
-)
+@given(st.sampled_from(METRICS), st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12), st.none() | st.integers(0, 10**12))
 def test_never_more_than_is_left(metric: str, limit: int, used: int, amount: int, at_least: int | None) -> None:
     quota = Quota(metric, limit, used)
     try:

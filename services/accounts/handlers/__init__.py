@@ -5,7 +5,7 @@ from services.accounts.handlers.bootstrap import bootstrap_workspace
 from services.accounts.handlers.keys import authenticate, create_api_key, delete_api_key
 from services.accounts.handlers.members import delete_member, set_member
 from services.accounts.handlers.quotas import quotas, release_quota, reserve_quota
-from services.accounts.handlers.usage import record_listing_rows, record_use
+from services.accounts.handlers.usage import record_listing_rows, record_use, settle_storage
 from services.accounts.handlers.workspaces import create_workspace, get_workspace, update_workspace
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "release_quota",
     "reserve_quota",
     "set_member",
+    "settle_storage",
     "update_workspace",
 ]

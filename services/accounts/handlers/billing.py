@@ -5,7 +5,7 @@ from libs.errors import Conflict, NotFound
 from services.accounts import repository, wire
 from services.accounts.domain.periods import period_of
 from services.accounts.domain.pricing import Line
-from services.accounts.handlers.usage import record_use
+from services.accounts.handlers.usage import record_use, settle_storage
 from services.accounts.tables import Invoice, Plan, Workspace
 
 SOURCE = "/lepton/accounts"
@@ -38,6 +38,7 @@ async def create_invoice(unit: Unit, *, workspace: str, now: float) -> tuple[Inv
     """Issues all that no invoice holds, a month an invoice; answers the newest month's."""
     found = await _lock(unit, workspace)
     await charge_plan(unit, workspace=found, now=now)
+    await settle_storage(unit, workspace=workspace, until=now)
     issued = [await _issue(unit, workspace, period, now) for period in await repository.open_periods(unit.session, workspace)]
     if not issued:
         last = await repository.invoices(unit.session, workspace, limit=1)

@@ -50,9 +50,7 @@ async def create_api_key(unit: Unit, *, workspace: str, member: str, role: int, 
     return await add_key(unit, workspace=found, member=member, role=wanted, name=name, secret=secrets.new_secret(), now=now)
 
 
-async def add_key(
-    unit: Unit, *, workspace: Workspace, member: str, role: int, name: str, secret: str, now: float
-) -> tuple[ApiKey, str]:
+async def add_key(unit: Unit, *, workspace: Workspace, member: str, role: int, name: str, secret: str, now: float) -> tuple[ApiKey, str]:
     """Stores a key for `secret`, whatever the quota."""
     key = ApiKey(
         id=new_id("key"),

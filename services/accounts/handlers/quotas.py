@@ -27,9 +27,7 @@ async def quotas(session: AsyncSession, *, workspace: Workspace, now: float, per
     return [Quota(metric, plan.quotas.get(metric, 0), used.get(metric, 0)) for metric in METRICS]
 
 
-async def take(
-    unit: Unit, *, workspace: Workspace, metric: str, amount: int, now: float, at_least: int | None = None
-) -> tuple[int, Quota]:
+async def take(unit: Unit, *, workspace: Workspace, metric: str, amount: int, now: float, at_least: int | None = None) -> tuple[int, Quota]:
     """How much is granted, and the quota before. Raises QuotaExceeded. The workspace must be locked."""
     quota = next(q for q in await quotas(unit.session, workspace=workspace, now=now) if q.metric == metric)
     plans = [Limits(plan.name, plan.quotas) for plan in await repository.plans(unit.session)]
@@ -57,7 +55,7 @@ async def reserve_quota(
     held = await repository.reservation(unit.session, workspace, reservation, metric)
     if held is None:
         granted, _ = await take(unit, workspace=found, metric=metric, amount=amount, now=now, at_least=at_least)
-        held = Reservation(workspace=workspace, name=reservation, metric=metric, amount=granted, time=now)
+        held = Reservation(workspace=workspace, name=reservation, metric=metric, amount=granted, time=now, settled_time=now)
         unit.session.add(held)
     held.time = now
     if metric in COUNTERS and not reservation.startswith(STANDING):

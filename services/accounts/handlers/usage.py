@@ -6,7 +6,8 @@ from fractions import Fraction
 from libs.db import Unit
 from libs.errors import Poison
 from services.accounts import repository
-from services.accounts.domain.periods import period_of
+from services.accounts.domain.metering import gib_months
+from services.accounts.domain.periods import by_month, period_of
 from services.accounts.domain.pricing import amount_of, quantity_of, split
 from services.accounts.tables import Earning, Plan, UsageRecord
 
@@ -98,6 +99,26 @@ async def record_listing_rows(
         time=time,
     )
     await unit.insert(earning)
+
+
+async def settle_storage(unit: Unit, *, workspace: str, until: float, prefix: str = "", asked_before: float | None = None) -> None:
+    """Writes down what has been stored up to `until`, a record a month; all of the workspace's, or what begins with `prefix`."""
+    held = await repository.storage(unit.session, workspace, settled_before=until, prefix=prefix, asked_before=asked_before)
+    for reservation in held:
+        kind, *rest = reservation.name.split("/")
+        for _period, start, end in by_month(reservation.settled_time, until):
+            await record_use(
+                unit,
+                source="/lepton/accounts",
+                event_id=f"{reservation.name}/{start!r}",
+                workspace=workspace,
+                metric="storage_gib_months",
+                resource="/".join([kind, *rest[1:]]),
+                quantity=gib_months(reservation.amount, start, end),
+                time=start,
+            )
+        reservation.settled_time = until
+    await unit.session.flush()
 
 
 async def _price(unit: Unit, workspace: str, metric: str) -> int:

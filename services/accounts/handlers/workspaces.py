@@ -34,9 +34,7 @@ async def create_workspace(
     return await add_workspace(unit, workspace=workspace, owner=member, taken=taken)
 
 
-async def add_workspace(
-    unit: Unit, *, workspace: Workspace, owner: str, taken: Conflict | None = None
-) -> tuple[Workspace, ApiKey, str]:
+async def add_workspace(unit: Unit, *, workspace: Workspace, owner: str, taken: Conflict | None = None) -> tuple[Workspace, ApiKey, str]:
     """Stores a workspace, its owner and a first key; charges the plan's month."""
     await open_workspace(unit, workspace=workspace, owner=owner, taken=taken)
     key, secret = await add_key(

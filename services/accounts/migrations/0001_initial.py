@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.Column("metric", sa.String, primary_key=True),
         sa.Column("amount", sa.BigInteger, nullable=False),
         sa.Column("time", sa.Float, nullable=False),
+        sa.Column("settled_time", sa.Float, nullable=False),
         sa.Column("expire_time", sa.Float),
     )
     op.create_table(
