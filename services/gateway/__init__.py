@@ -1,0 +1,1 @@
+"""REST for clients: authentication, rate limits, problems, streaming, inference routing. Owns nothing durable."""

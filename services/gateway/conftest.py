@@ -1,0 +1,80 @@
+"""A gateway on a real port in front of the fakes."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from pydantic import SecretStr
+
+from libs.rpc import Server, Verifier, generate_key
+from libs.storage import InMemoryArtifactStore
+from libs.telemetry import Span
+from services.gateway.fakes import Behind, Replica
+from services.gateway.main import Gateway
+from services.gateway.settings import GatewaySettings, Identity, Limits, Peers
+
+PRIVATE, PUBLIC = generate_key()
+if not isinstance(trace.get_tracer_provider(), TracerProvider):
+    trace.set_tracer_provider(TracerProvider())
+
+
+class FakeTraces:
+    def __init__(self) -> None:
+        self.kept: list[Span] = []
+
+    async def spans(self, trace_id: str) -> list[Span]:
+        return [span for span in self.kept if span.trace_id == trace_id]
+
+
+@dataclass
+class World:
+    """Everything that a test touches. `client` calls as the owner of acme."""
+
+    behind: Behind
+    gateway: Gateway
+    client: httpx.AsyncClient
+    models: InMemoryArtifactStore
+    datasets: InMemoryArtifactStore
+    traces: FakeTraces
+    replicas: list[Replica]
+
+    async def add_replica(self, name: str = "r1") -> Replica:
+        replica = Replica(name, self.behind.log)
+        await replica.start()
+        self.replicas.append(replica)
+        self.behind.deployment.replicas.append(replica.address)
+        return replica
+
+
+@pytest.fixture
+def limits() -> Limits:
+    """Overridden by tests that need others."""
+    return Limits()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, limits: Limits) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        behind = Behind()
+        server = Server(f"unix:{tmp_path}/s", behind.registrations(), verifier=Verifier(PUBLIC))
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        peers = Peers(**dict.fromkeys(Peers.model_fields, server.address))
+        settings = GatewaySettings(
+            port=0, peers=peers, identity=Identity(private_key=SecretStr(PRIVATE)), limits=limits, prediction_block=10
+        )
+        datasets, models, traces = InMemoryArtifactStore(), InMemoryArtifactStore(), FakeTraces()
+        gateway = Gateway(settings, traces=traces, datasets=datasets, models=models)
+        await gateway.start()
+        stack.push_async_callback(gateway.stop)
+        client = httpx.AsyncClient(base_url=gateway.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
+        await stack.enter_async_context(client)
+        replicas: list[Replica] = []
+        yield World(behind, gateway, client, models, datasets, traces, replicas)
+        for replica in replicas:
+            await replica.stop()

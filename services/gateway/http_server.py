@@ -1,0 +1,222 @@
+"""uvicorn as a component that can share a loop with others, with bounds where it has none.
+
+Knows bytes and connections; the application answers requests.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway.settings import Limits
+
+_REASONS = {
+    400: ("invalid_request", "Bad Request", "this is not a valid HTTP/1.1 request"),
+    431: ("too_large", "Request Header Fields Too Large", "the request's line and headers are too large or too many"),
+}
+
+
+class HttpServer:
+    """Listens on host:port; port 0 takes a free one, which `address` names after start(). Sets `closing` when it begins to stop."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        limits: Limits,
+        *,
+        problem_base: str,
+        closing: asyncio.Event,
+        grace_seconds: int = 5,
+    ) -> None:
+        self.address = f"http://{host}:{port}"
+        self._closing = closing
+        self._app = app
+        self._host = host
+        self._port = port
+        self._limits = limits
+        self._problem_base = problem_base
+        self._grace_seconds = grace_seconds
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises OSError in words when the port is taken."""
+        listener = self._listen()
+        host, port = listener.getsockname()[:2]
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        config = uvicorn.Config(
+            self._app,
+            http=_protocol(self._limits, self._problem_base),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(self._limits.idle_seconds),
+            timeout_graceful_shutdown=self._grace_seconds,
+        )
+        self._server = _Server(config)
+        self._task = asyncio.create_task(self._server.serve([listener]), name="http")
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise RuntimeError("the HTTP server ended while it started")
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Answers what has been asked, ends streams, then closes."""
+        self._closing.set()
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            await self._task
+            self._server = self._task = None
+
+    def _listen(self) -> socket.socket:
+        try:
+            return socket.create_server(
+                (self._host, self._port), backlog=2048, family=socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                words = f"port {self._port} of {self._host} is taken by another program; choose another one with LEPTON_GATEWAY_PORT"
+                raise OSError(error.errno, words) from error
+            raise
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the process, not to one of its components."""
+        yield
+
+
+class _HeadTooLarge(Exception):
+    pass
+
+
+def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with bounds on connections, on the size of heads and on the time that they take.
+
+    httptools has none: a client could send headers for ever, or connect and say nothing.
+    """
+
+    class Bounded(HttpToolsProtocol):
+        _timer: asyncio.TimerHandle | None = None
+        _bytes_left = 0
+        _headers_left = 0
+        _receiving = False
+        _in_head = False
+        _head_bytes = 0
+        _refusal = 400
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+                return
+            # asyncio does so only for sockets that name their protocol; else a body waits 40 ms for its head's acknowledgement.
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._arm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._timer is None and not self._receiving and (self.cycle is None or self.cycle.response_complete):
+                self._arm()
+            super().data_received(data)
+            if self._in_head:
+                # One header without an end is not reported by the parser, only kept.
+                self._head_bytes += len(data)
+                if self._head_bytes > limits.header_bytes and not self.transport.is_closing():
+                    self._refusal = 431
+                    self.send_400_response("")
+
+        def on_message_begin(self) -> None:
+            self._in_head = True
+            self._head_bytes = 0
+            self._bytes_left = limits.header_bytes
+            self._headers_left = limits.header_count
+            super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            self._spend(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._headers_left -= 1
+            self._spend(len(name) + len(value))
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._disarm()
+            self._in_head = False
+            self._receiving = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._receiving = False
+            super().on_message_complete()
+            if self.cycle is not None and self.cycle.response_complete:
+                # The rest of a body that nobody wanted has passed: from here on the connection is idle.
+                self._disarm()
+                self._arm(limits.idle_seconds)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._receiving and not self.transport.is_closing():
+                # Answered before the body was there: it may still arrive, and is thrown away, for a while.
+                self._unset_keepalive_if_required()
+                self._arm()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+                self.transport.abort()
+                return
+            code, phrase, detail = _REASONS[self._refusal]
+            problem = {
+                "type": f"{problem_base.rstrip('/')}/{code}",
+                "title": phrase,
+                "status": self._refusal,
+                "detail": detail,
+                "code": code,
+                "errors": [],
+                "retryable": False,
+            }
+            body = orjson.dumps(problem)
+            head = f"HTTP/1.1 {self._refusal} {phrase}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+            self.transport.close()
+
+        def _spend(self, size: int) -> None:
+            self._bytes_left -= size
+            if self._bytes_left < 0 or self._headers_left < 0:
+                self._refusal = 431
+                raise _HeadTooLarge
+
+        def _arm(self, seconds: float = limits.head_seconds) -> None:
+            self._disarm()
+            self._timer = self.loop.call_later(seconds, self._give_up)
+
+        def _disarm(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _give_up(self) -> None:
+            self._timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return Bounded

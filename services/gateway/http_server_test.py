@@ -1,0 +1,93 @@
+"""Connections that say too much, too slowly, or nothing."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from services.gateway.conftest import World
+from services.gateway.http_server import HttpServer
+from services.gateway.settings import Limits
+
+HEAD = b"GET /v1/me HTTP/1.1\r\nhost: a\r\nauthorization: Bearer owner-key\r\n"
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits(head_seconds=0.5, body_seconds=0.5, idle_seconds=1)
+
+
+async def talk(world: World, *parts: bytes, pause: float = 0.0) -> bytes:
+    host, port = world.gateway.address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+async def test_heads_that_are_too_large(world: World) -> None:
+    for head in (
+        HEAD + b"x: " + b"y" * 64_000 + b"\r\n\r\n",
+        HEAD + b"x: y\r\n" * 10_000 + b"\r\n",
+        b"GET /" + b"a" * 64_000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        answer = await talk(world, head)
+        assert answer.startswith(b"HTTP/1.1 431") or answer == b"reset"
+        assert answer == b"reset" or b"application/problem+json" in answer
+
+
+async def test_a_header_without_an_end(world: World) -> None:
+    answer = await talk(world, HEAD + b"x: ", *[b"y" * 16_000] * 8, pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 431") or answer == b"reset"
+
+
+async def test_nonsense_is_answered_with_a_problem(world: World) -> None:
+    for nonsense in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"HELO lepton\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        answer = await talk(world, nonsense)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b'"code":"invalid_request"' in answer
+
+
+@pytest.mark.parametrize("parts", [(), (b"\r\n",), (HEAD,), (b"GET",)])
+async def test_who_says_nothing_or_stops_in_the_middle_is_hung_up_on(world: World, parts: tuple[bytes, ...]) -> None:
+    started = time.monotonic()
+    assert await talk(world, *parts) == b""
+    assert time.monotonic() - started < 2
+
+
+async def test_a_body_that_does_not_come(world: World) -> None:
+    head = b"POST /v1/datasets HTTP/1.1\r\nhost: a\r\nauthorization: Bearer owner-key\r\ncontent-length: 100\r\n\r\n{"
+    answer = await talk(world, head)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"did not arrive" in answer
+
+
+async def test_idle_connections_are_closed_and_kept_until_then(world: World) -> None:
+    answer = await talk(world, HEAD + b"\r\n", HEAD + b"\r\n", pause=0.3)
+    assert answer.count(b"HTTP/1.1 200") == 2
+
+
+async def test_a_large_upload_without_a_key_hears_why(world: World) -> None:
+    response = await world.client.put("/v1/datasets/a/content", content=b"x" * (4 << 20), headers={"authorization": "Bearer nobody"})
+    assert response.status_code == 401
+
+
+async def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = HttpServer(lambda *_: None, "127.0.0.1", port, Limits(), problem_base="", closing=asyncio.Event())
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken"):
+            await server.start()

@@ -1,0 +1,48 @@
+"""How often a workspace may ask, in a window of time; what is left stands in the answer's headers.
+
+Counts in this process only: each gateway allows the full rate.
+"""
+
+import math
+import time
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from libs.errors import Transient
+from services.gateway.settings import Limits
+
+_INFERENCE = ("/predict", "/invoke", "/infer")
+
+
+class RateLimits:
+    """Two budgets a workspace: predictions, and everything else."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._items = {"api": parse(limits.api_rate), "inference": parse(limits.inference_rate)}
+
+    def hit(self, workspace: str, path: str) -> tuple[dict[str, str], Transient | None]:
+        """Counts one request; headers for the answer, and the error if it is one too many."""
+        name = "inference" if path.endswith(_INFERENCE) else "api"
+        item = self._items[name]
+        allowed = self._limiter.hit(item, name, workspace)
+        reset, remaining = self._limiter.get_window_stats(item, name, workspace)
+        seconds = max(1, math.ceil(reset - time.time()))
+        headers = {
+            "ratelimit-policy": f'"{name}";q={item.amount};w={item.get_expiry()}',
+            "ratelimit": f'"{name}";r={remaining};t={seconds}',
+        }
+        if allowed:
+            return headers, None
+        return {**headers, "retry-after": str(seconds)}, _refusal(item, name, seconds)
+
+
+def _refusal(item: RateLimitItem, name: str, seconds: int) -> Transient:
+    every = item.get_expiry()
+    return Transient(
+        f"more than {item.amount} requests in {every} s; the next one is answered in {seconds} s",
+        code="rate_limited",
+        meta={"limit": item.amount, "window_seconds": every, "retry_after_seconds": seconds, "policy": name},
+    )

@@ -1,0 +1,106 @@
+"""Puts the gateway together from its settings, and runs it: `python -m services.gateway.main`."""
+
+import asyncio
+import uuid
+
+from fastapi import FastAPI
+
+from libs import telemetry
+from libs.lifecycle import Lifecycle
+from libs.rpc import Signer
+from libs.storage import ArtifactStore, open_store
+from libs.telemetry import TraceStore, open_trace_store
+from services.gateway.app import build_app
+from services.gateway.auth import Authenticator
+from services.gateway.http_server import HttpServer
+from services.gateway.inference import Router
+from services.gateway.limits import RateLimits
+from services.gateway.operations import Operation
+from services.gateway.peers import SERVICES, Peers, connect
+from services.gateway.predictions import Predictions
+from services.gateway.problems import Problems
+from services.gateway.quota import PredictionQuota
+from services.gateway.routes.datasets import Datasets
+from services.gateway.routes.endpoints import Endpoints
+from services.gateway.routes.health import Health
+from services.gateway.routes.models import Models
+from services.gateway.routes.open_inference import OpenInference
+from services.gateway.routes.reference import Reference
+from services.gateway.routes.traces import Traces
+from services.gateway.routes.training_jobs import TrainingJobs
+from services.gateway.settings import GatewaySettings
+from services.gateway.transcode import operations_of
+
+
+class Gateway:
+    """A lifecycle component. `traces` and the stores are given where another process part keeps them.
+
+    `address` is the URL after start(); `app` the ASGI application.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        traces: TraceStore | None = None,
+        datasets: ArtifactStore | None = None,
+        models: ArtifactStore | None = None,
+    ) -> None:
+        limits = settings.limits
+        problems = Problems(settings.problem_base)
+        peers = connect(settings.peers, Signer(settings.identity.private_key.get_secret_value(), "gateway"))
+        authenticator = Authenticator(peers.accounts)
+        quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
+        predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)
+        closing = asyncio.Event()
+        operations = [
+            *_transcoded(peers, authenticator, settings),
+            *Datasets(peers.data, datasets or open_store(settings.storage, "datasets"), limits, problems).operations(),
+            *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
+            *TrainingJobs(peers.training, problems, closing).operations(),
+            *Endpoints(predictions).operations(),
+            *OpenInference(predictions).operations(),
+            *Traces(traces or open_trace_store(settings.telemetry_url)).operations(),
+            *Health(peers).operations(),
+        ]
+        operations += Reference(operations).operations()
+        self.app: FastAPI = build_app(operations, authenticator, RateLimits(limits), problems)
+        self._server = HttpServer(self.app, settings.host, settings.port, limits, problem_base=settings.problem_base, closing=closing)
+        self._parts = Lifecycle([peers, predictions, self._server])
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._server.address
+
+    async def start(self) -> None:
+        """Listens; raises OSError in words when the port is taken."""
+        await self._parts.start()
+
+    async def stop(self) -> None:
+        """Answers what has been asked, then ends."""
+        await self._parts.stop()
+
+
+def _transcoded(peers: Peers, authenticator: Authenticator, settings: GatewaySettings) -> list[Operation]:
+    # What these change must not be remembered otherwise.
+    forget = dict.fromkeys(("DeleteApiKey", "DeleteMember", "SetMember"), authenticator.forget)
+    clients = peers.by_name()
+    return [each for name, service in SERVICES.items() for each in operations_of(service, clients[name], settings.limits, forget)]
+
+
+def run(settings: GatewaySettings) -> None:
+    """Runs the gateway as a process until SIGTERM or SIGINT."""
+
+    async def serve() -> None:
+        await Lifecycle([Gateway(settings)]).run()
+
+    telemetry.setup("gateway", url=settings.telemetry_url, level=settings.log_level)
+    try:
+        asyncio.run(serve())
+    finally:
+        telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    run(GatewaySettings())

@@ -1,0 +1,63 @@
+"""Settings of the gateway."""
+
+from pydantic import SecretStr
+
+from libs.settings import Block, Settings, SettingsConfigDict
+from libs.storage import StorageSettings
+
+
+class Peers(Block):
+    """gRPC addresses of the services: "unix:/path" or "host:port"."""
+
+    accounts: str = ""
+    data: str = ""
+    compute: str = ""
+    training: str = ""
+    deployment: str = ""
+    marketplace: str = ""
+
+
+class Identity(Block):
+    """The platform's Ed25519 key in PEM, by which services sign and verify who calls."""
+
+    private_key: SecretStr = SecretStr("")
+
+
+class Limits(Block):
+    """Bounds on what a client may send, and how fast. Sizes in bytes, times in seconds."""
+
+    json_bytes: int = 1 << 20
+    predict_bytes: int = 32 << 20
+    upload_bytes: int = 10 << 30
+    header_bytes: int = 32 << 10
+    header_count: int = 100
+    # From a connection's first byte, or its opening, to the end of a request's headers.
+    head_seconds: float = 10.0
+    # A JSON body has to be there; of an upload the next chunk.
+    body_seconds: float = 30.0
+    idle_seconds: float = 5.0
+    connections: int = 4096
+    # In the notation of the `limits` library, for each workspace.
+    api_rate: str = "6000/minute"
+    inference_rate: str = "600000/minute"
+
+
+class GatewaySettings(Settings):
+    """`LEPTON_GATEWAY_…`."""
+
+    model_config = SettingsConfigDict(env_prefix="LEPTON_GATEWAY_")
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    peers: Peers = Peers()
+    identity: Identity = Identity()
+    storage: StorageSettings = StorageSettings()
+    limits: Limits = Limits()
+    # What a problem's `type` begins with; its code follows.
+    problem_base: str = "https://lepton.dev/problems/"
+    # Predictions that are reserved of a workspace's quota at once.
+    prediction_block: int = 1000
+    # Longest that a prediction may take, waiting for a first replica included.
+    predict_seconds: float = 60.0
+    telemetry_url: str = "none:"
+    log_level: str = "info"

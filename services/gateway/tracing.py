@@ -1,0 +1,85 @@
+"""Outermost layer: a server span for each request, its id on each response, and an answer for whatever was not answered inside."""
+
+import structlog
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from libs.errors import AppError
+from libs.telemetry import SERVICE, current_trace_id
+from services.gateway.problems import Problems
+
+TRACE_HEADER = b"x-lepton-trace-id"
+# Asked every few seconds by whoever watches; their traces would only bury the others.
+_UNTRACED = ("/healthz", "/readyz")
+_COMMON_HEADERS = [(b"x-content-type-options", b"nosniff")]
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("services.gateway")
+
+
+class Tracing:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, problems: Problems) -> None:
+        self._app = app
+        self._problems = problems
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        if scope["path"] in _UNTRACED:
+            await self._answer(scope, receive, send)
+            return
+        carrier = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")
+        }
+        parent = propagate.extract(carrier, context=Context())
+        attributes = {SERVICE: "gateway", "http.request.method": scope["method"], "url.path": scope["path"]}
+        with _tracer.start_as_current_span(
+            scope["method"],
+            context=parent,
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            status = await self._answer(scope, receive, send)
+            if template := getattr(scope.get("route"), "path", ""):
+                span.update_name(f"{scope['method']} {template}")
+                span.set_attribute("http.route", template)
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                span.set_status(StatusCode.ERROR)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
+        status = 0
+        extra = list(_COMMON_HEADERS)
+        if trace_id := current_trace_id():
+            extra.append((TRACE_HEADER, trace_id.encode()))
+
+        async def send_with_trace(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_trace)
+        except ClientDisconnect:
+            return status or 499
+        except Exception as error:
+            problem = (
+                error if isinstance(error, AppError) else AppError("the platform made a mistake; its log says which, under the trace id")
+            )
+            if problem.code == "internal":
+                _log.error("request_failed", method=scope["method"], path=scope["path"], exc_info=error)
+            if status:
+                # The answer has begun: breaking it off is the only way left to say so.
+                raise
+            await self._problems.response(scope, problem)(scope, receive, send_with_trace)
+        return status
