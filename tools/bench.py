@@ -27,7 +27,7 @@ from tests.platform import Platform, eventually, free_port, lepton
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "figures.md"
 HEAD = """# Figures
 
-Measured by `make bench` on 2 cores; noise is ±20 %. Medians; ratios are taken within one run. Write them anew: `make bench BENCH_ARGS=--write`.
+Measured by `make bench BENCH_ARGS=--write` on 2 cores. Medians; noise is ±20 %; ratios are taken within one run.
 
 | what | figure | bound |
 | --- | --- | --- |
@@ -85,7 +85,7 @@ def platform_sections() -> Iterator[Figure]:
 def training_loop() -> Iterator[Figure]:
     """The engine's loop against the bare one, by the engine's own bench."""
     done = subprocess.run([sys.executable, "-m", "services.training.engine.bench"], capture_output=True, text=True, check=True)
-    ratio = done.stdout.strip().splitlines()[-1]
+    ratio = done.stdout.strip().splitlines()[-1].split(":")[1].split()[0]
     yield Figure("training: engine's loop against a bare PyTorch loop", ratio, "1.02")
 
 
