@@ -6,6 +6,7 @@ Knows where things lie and who may use them; not what they mean.
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -109,6 +110,19 @@ class Home:
             private, _ = generate_key()
             _write_private(path, private)
         return path.read_text()
+
+    def first_key(self) -> str:
+        """The key that a new platform begins with, until `forget_first_key` says that somebody has seen it; empty for one with a past."""
+        path = self.path / "first-key"
+        if not path.exists():
+            if (self.path / "databases" / "accounts.db").exists():
+                return ""
+            _write_private(path, f"lpt_{secrets.token_urlsafe(32)}")
+        return path.read_text()
+
+    def forget_first_key(self) -> None:
+        """From now on only its hash is kept."""
+        (self.path / "first-key").unlink(missing_ok=True)
 
     def announce(self, running: Running) -> None:
         """Says that the platform runs, and where."""

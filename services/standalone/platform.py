@@ -82,21 +82,25 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> No
     telemetry.setup("platform", url=wiring.telemetry_url, level=up.log_level)
     url = f"http://{up.host}:{up.port}"
     home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
-    keys: list[str] = []
-    lifecycle = Lifecycle([broker, _worker(launcher, home), *services(wiring, up, keys.append)], grace_seconds=15)
+    first_key = "" if up.api_key else home.first_key()
+    parts = [broker, _worker(launcher, home), *services(wiring, up, up.api_key or first_key)]
+
+    def ready() -> None:
+        on_ready(url, first_key)
+        home.forget_first_key()
 
     try:
-        await Lifecycle([lifecycle, _Then(lambda: on_ready(url, keys[0] if keys else ""))], grace_seconds=30).run()
+        await Lifecycle([*parts, _Then(ready)], grace_seconds=15).run()
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
         telemetry.shutdown()
 
 
-def services(wiring: Wiring, up: Up, on_first_key: Callable[[str], None]) -> list[Component]:
+def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
     """Every service, the gateway last: what it can reach is there when it begins to answer."""
     log = open_event_log(DataSettings(**wiring.of("data")).events)
     compute_settings = ComputeSettings(**wiring.of("compute"))
-    account_settings = AccountsSettings(**wiring.of("accounts"), bootstrap_key=SecretStr(up.api_key) if up.api_key else None)
+    account_settings = AccountsSettings(**wiring.of("accounts"), bootstrap_key=SecretStr(key) if key else None)
     gateway_settings = GatewaySettings(
         host=up.host,
         port=up.port,
@@ -108,7 +112,7 @@ def services(wiring: Wiring, up: Up, on_first_key: Callable[[str], None]) -> lis
     home = wiring.home
     return [
         log,
-        InService("accounts", accounts.build(account_settings, log, on_first_key=on_first_key)),
+        InService("accounts", accounts.build(account_settings, log)),
         InService("compute", compute.build(compute_settings, log)),
         InService("compute", compute.build_agent(compute_settings)),
         InService("data", data.build(DataSettings(**wiring.of("data")), log)),
