@@ -1,6 +1,7 @@
 """Datasets: bytes in, typed immutable versions out."""
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,11 +80,11 @@ class Datasets:
     def transform(
         self, ref: Any, steps: Sequence[Step | Mapping[str, Any]], *, output: str = "", wait: float | None = 600
     ) -> DatasetVersion:
-        """Makes a new version by steps (see `la.steps`) over one; `output` names another dataset to put it in. wait: seconds, 0 for none."""
+        """Makes a new version by steps (see `la.steps`) over one, in this dataset or in `output`. wait: seconds, 0 for none."""
         return self._session.flow(_transform(ref, steps, output, wait))
 
     def download(self, ref: Any, target: str | os.PathLike[str], *, split: str = "") -> Path:
-        """Writes a version (or one split of it) as Parquet and returns where. A folder gets the file <name>-<n>.parquet."""
+        """Writes a version as Parquet and returns where; `split` is needed where it has several. A folder gets <name>-<n>.parquet."""
         name, number = self._session.flow(_number(ref))
         place = _place(target, name, number, split)
         call = _content(name, number, split)
@@ -96,13 +97,14 @@ class Datasets:
         return place
 
     def to_pandas(self, ref: Any, *, split: str = "") -> "pandas.DataFrame":
-        """A version as a DataFrame; needs pandas and pyarrow."""
-        import tempfile
-
+        """A version, or one split of it, as a DataFrame; needs pandas and pyarrow."""
         import pandas
 
+        version = self.version(ref)
+        splits = [split] if split else [part.name for part in version.splits] or [""]
         with tempfile.TemporaryDirectory() as folder:
-            return pandas.read_parquet(self.download(ref, folder, split=split))
+            frames = [pandas.read_parquet(self.download(version, folder, split=part)) for part in splits]
+        return frames[0] if len(frames) == 1 else pandas.concat(frames, ignore_index=True)
 
 
 class AsyncDatasets:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 from leptonai._client import Client, default_client
-from leptonai._endpoints import predictions, serve
+from leptonai._endpoints import CHUNK_ROWS, predictions, serve
 from leptonai._errors import InvalidInput, LeptonError, NotFitted, NotFound
 from leptonai._metrics import accuracy_score, r2_score
 from leptonai._session import path
@@ -105,16 +105,8 @@ class Estimator:
 
         The first time, an endpoint is made and waited for. Raises NotFitted, InvalidInput for other columns than in `fit`.
         """
-        if not self._sent:
-            raise NotFitted(f"this {type(self).__name__} was not fitted yet", "call fit(X, y) first")
         columns = self._matched(columns_of(X, "X"))
-        if not columns.rows:
-            return _as_given(X, [], columns, self._target)
-        session = self._client()._session
-        self._serve()
-        rows = [dict(zip(self._sent, row, strict=True)) for row in zip(*columns.values, strict=True)]
-        answers = session.flow(predictions(path("endpoints", self._name, "predict"), rows, 1000))
-        return _as_given(X, [self._understood(answer) for answer in answers], columns, self._target)
+        return _as_given(X, [self._understood(answer) for answer in self._ask(columns)], columns, self._target)
 
     def close(self) -> None:
         """Deletes the endpoint, if there is one. `predict` makes it again."""
@@ -196,7 +188,16 @@ class Estimator:
                 hint = "regression predicts numbers; for classes there is la.MLPClassifier"
                 raise InvalidInput(f"y[{index}] is {value!r:.40}, which is not a number", hint)
 
+    def _ask(self, columns: Columns) -> list[Any]:
+        if not columns.rows:
+            return []
+        self._serve()
+        rows = [dict(zip(self._sent, row, strict=True)) for row in zip(*columns.values, strict=True)]
+        return self._client()._session.flow(predictions(path("endpoints", self._name, "predict"), rows, CHUNK_ROWS))
+
     def _matched(self, columns: Columns) -> Columns:
+        if not self._sent:
+            raise NotFitted(f"this {type(self).__name__} was not fitted yet", "call fit(X, y) first")
         if not columns.names and not columns.rows:
             return columns
         if len(self._sent) == 1 and len(columns.names) == 1:
@@ -254,6 +255,19 @@ class _Classifier(Estimator):
         """Accuracy on these rows, 0 to 1."""
         return accuracy_score(y, self.predict(X))
 
+    def predict_proba(self, X: Any) -> Any:
+        """A row of probabilities a row of X, in the order of `classes_`; an array for numpy and pandas, else lists."""
+        columns = self._matched(columns_of(X, "X"))
+        rows = [self._odds(answer) for answer in self._ask(columns)]
+        return sys.modules["numpy"].array(rows).reshape(-1, len(self.classes_)) if columns.array else rows
+
+    def _odds(self, answer: Any) -> list[float]:
+        told = answer.get("probabilities") if isinstance(answer, Mapping) else None
+        if not isinstance(told, Mapping):
+            raise LeptonError(f"the endpoint answered {answer!r:.80} where probabilities were expected")
+        known = {self._class(name): value for name, value in told.items()}
+        return [float(known.get(value, 0.0)) for value in self.classes_]
+
     def _check_target(self, values: Sequence[Any]) -> None:
         for index, value in enumerate(values):
             if not isinstance(value, str | int | float):
@@ -265,11 +279,14 @@ class _Classifier(Estimator):
         if len(classes) < 2:
             raise InvalidInput(f"y has one class only, {classes[0]!r}", "it takes rows of at least two")
         self.classes_ = classes
-        self._labels = {_label(value): value for value in classes}
+        self._labels = {**{str(value): value for value in classes}, **{_label(value): value for value in classes}}
 
     def _understood(self, answer: Any) -> Any:
-        answer = super()._understood(answer)
-        return self._labels.get(_label(answer), answer)
+        return self._class(super()._understood(answer))
+
+    def _class(self, told: Any) -> Any:
+        """A class as it was given to fit, of how the platform writes it."""
+        return self._labels.get(told if isinstance(told, str) else _label(told), told)
 
 
 class _Regressor(Estimator):

@@ -1,9 +1,10 @@
-"""Files to send and files to keep: bodies that can be read again, a folder of pictures as a ZIP, downloads that appear whole or not at all."""
+"""Files to send and to keep: bodies that can be read again, folders of pictures, downloads that appear whole or not at all."""
 
 import hashlib
 import io
 import os
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,16 +58,19 @@ def zip_of(folder: Path) -> Content:
         raise InvalidInput(f"{loose[0]} lies in no class folder", f"move it to {folder}/<class>/{loose[0].name}")
     if not files:
         raise InvalidInput(f"{folder} holds no pictures", "it takes PNG and JPEG files, in a folder a class")
-    spool = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the content does
-    with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            archive.writestr(zipfile.ZipInfo(file.relative_to(folder).as_posix()), file.read_bytes())
-    spool.flush()
-    return Content(lambda: _from_start(spool), os.fstat(spool.fileno()).st_size)
+    with tempfile.TemporaryFile() as spool:
+        with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:
+            for file in files:
+                archive.writestr(zipfile.ZipInfo(file.relative_to(folder).as_posix()), file.read_bytes())
+        spool.flush()
+        kept = os.dup(spool.fileno())
+        content = Content(lambda: _from_start(kept), os.fstat(kept).st_size)
+    weakref.finalize(content, os.close, kept)
+    return content
 
 
-def _from_start(spool: Any) -> BinaryIO:
-    again = os.fdopen(os.dup(spool.fileno()), "rb")
+def _from_start(kept: int) -> BinaryIO:
+    again = os.fdopen(os.dup(kept), "rb")
     again.seek(0)
     return again
 

@@ -12,7 +12,7 @@ from leptonai._types import Listing, Money, Price, Review, Subscription
 
 
 class Listings:
-    """`client.listings`. A price is a number of USD a row (0 is free), a Money, or the API's {"per_row": {…}}. Errors: APIError and its kin."""
+    """`client.listings`. A price is USD a row (0 is free), a Money, or the API's {"per_row": {…}}. Errors: APIError and its kin."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

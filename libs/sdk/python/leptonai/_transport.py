@@ -96,9 +96,8 @@ class HttpxTransport:
         self._handler = handler
 
     def send(self, request: Request) -> Response:
-        with self._open(request) as response:
-            with _translated():
-                return Response(response.status_code, _headers(response), response.read())
+        with self._open(request) as response, _translated():
+            return Response(response.status_code, _headers(response), response.read())
 
     @contextmanager
     def stream(self, request: Request) -> Iterator[Stream]:

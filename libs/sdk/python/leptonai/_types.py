@@ -4,16 +4,16 @@ Names such as "wdbc@2" mean version 2 of wdbc. States, tasks and roles are the A
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from leptonai._errors import Violation
-from leptonai._record import Record, html_table
+from leptonai._record import Record, html_table, record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Problem(Record):
     """Why a resource failed."""
 
@@ -26,7 +26,7 @@ class Problem(Record):
         return self.detail
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Money(Record):
     """An exact amount; `micros` are millionths of one unit of the currency."""
 
@@ -44,7 +44,7 @@ class Money(Record):
         return f"{whole}.{part.ljust(2, '0')} {self.currency}".strip()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Resources(Record):
     """What a job or replica needs. `cpu_millis` are thousandths of a core."""
 
@@ -61,7 +61,7 @@ class Resources(Record):
         return ", ".join(part for part in parts if part)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Artifact(Record):
     """A stored file. `digest` is "sha256:" and 64 hexadecimal digits."""
 
@@ -77,7 +77,7 @@ class Artifact(Record):
 # -- datasets -------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Dataset(Record):
     """A name under which immutable versions are kept. `kind`: "table" or "images"."""
 
@@ -89,7 +89,7 @@ class Dataset(Record):
     workspace: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Column(Record):
     """A typed column: double, integer, boolean, string, timestamp or image."""
 
@@ -101,7 +101,7 @@ class Column(Record):
         return f"{self.name} {self.type}{'?' if self.nullable else ''}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Split(Record):
     """Part of a version's rows: "all", or "train", "validation" and "test"."""
 
@@ -113,7 +113,7 @@ class Split(Record):
         return f"{self.name} {self.rows}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Lineage(Record):
     """Where a version came from: an "upload", or a "transform" of `source` by `steps`."""
 
@@ -128,7 +128,7 @@ class Lineage(Record):
         return f"transform of {self.source}: {steps}" if self.kind == "transform" else f"{self.kind} {self.file_name}".strip()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DatasetVersion(Record):
     """One immutable version. `state`: "processing", "ready" or "failed" (then `error` says why)."""
 
@@ -153,7 +153,7 @@ class DatasetVersion(Record):
         return f"{self.dataset}@{self.number}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Preview(Record):
     """First rows, each a dict by column name."""
 
@@ -165,7 +165,7 @@ class Preview(Record):
         return html_table([str(column) for column in self.columns], ([row.get(name) for name in names] for row in self.rows))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ValueCount(Record):
     """A value and how often it occurs."""
 
@@ -176,7 +176,7 @@ class ValueCount(Record):
         return f"{self.value} {self.count}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ColumnProfile(Record):
     """What is in a column. Figures of numbers are None for other types; `histogram` has ten bins from `min` to `max`."""
 
@@ -194,7 +194,7 @@ class ColumnProfile(Record):
     histogram: tuple[int, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Profile(Record):
     """What is in a dataset version."""
 
@@ -211,7 +211,7 @@ class Profile(Record):
 # -- training and models --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ModelSpec(Record):
     """Architecture, its params, and "random" or the model version to start from."""
 
@@ -224,7 +224,7 @@ class ModelSpec(Record):
         return f"{self.architecture}({params})" + (f" from {self.init}" if self.init not in ("", "random") else "")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class EarlyStopping(Record):
     """Stop after `patience` epochs without an improvement of `min_delta`."""
 
@@ -232,7 +232,7 @@ class EarlyStopping(Record):
     min_delta: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TrainingSpec(Record):
     """How it is trained; None: the platform's default."""
 
@@ -249,7 +249,7 @@ class TrainingSpec(Record):
     time_limit_seconds: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Progress(Record):
     """How far a job is."""
 
@@ -265,7 +265,7 @@ class Progress(Record):
         return f"epoch {self.epoch}/{self.epochs}, loss {self.loss:.6g}{validation}" if self.epochs else ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TrainingJob(Record):
     """From a dataset version to an evaluated model version.
 
@@ -303,7 +303,7 @@ class TrainingJob(Record):
         return self.state in ("succeeded", "failed", "cancelled")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MetricPoint(Record):
     """One measured value of, e.g., "loss" or "validation_accuracy"."""
 
@@ -314,7 +314,7 @@ class MetricPoint(Record):
     time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LogLine(Record):
     """One line of a job's "stdout", "stderr" or of the "platform"."""
 
@@ -324,7 +324,7 @@ class LogLine(Record):
     time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class JobEvent(Record):
     """What happened to a job: `kind` "job", "metric" or "log" says which of the three fields is set. `id` is where to resume."""
 
@@ -335,7 +335,7 @@ class JobEvent(Record):
     log: LogLine | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Model(Record):
     """A name under which model versions are kept."""
 
@@ -345,7 +345,7 @@ class Model(Record):
     workspace: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SignatureField(Record):
     """One field of a record: double, integer, boolean, string or image; `shape` of pictures is (height, width, channels)."""
 
@@ -359,7 +359,7 @@ class SignatureField(Record):
         return f"{self.name} {self.type}{'?' if self.optional else ''}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Signature(Record):
     """What a model takes and gives."""
 
@@ -370,7 +370,7 @@ class Signature(Record):
         return f"{', '.join(map(str, self.inputs))} → {', '.join(map(str, self.outputs))}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ModelVersion(Record):
     """Immutable: weights, preprocessing, signature, and the figures that it reached on held-out rows (`metrics`)."""
 
@@ -400,7 +400,7 @@ class ModelVersion(Record):
 # -- endpoints ------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Endpoint(Record):
     """A name that answers predictions. `state`: "starting", "ready", "failed" (`error` says why) or "stopped"."""
 
@@ -418,7 +418,7 @@ class Endpoint(Record):
     workspace: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Replica(Record):
     """A process that serves one model version."""
 
@@ -434,7 +434,7 @@ class Replica(Record):
 # -- marketplace ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Price(Record):
     """What one answered row costs."""
 
@@ -444,7 +444,7 @@ class Price(Record):
         return f"{self.per_row} a row" if self.per_row and self.per_row.micros else "free"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Listing(Record):
     """A service that a workspace offers to all others. `card` is Markdown with YAML front matter."""
 
@@ -464,7 +464,7 @@ class Listing(Record):
     update_time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Subscription(Record):
     """A workspace's right to call a listing at the price it agreed to."""
 
@@ -477,7 +477,7 @@ class Subscription(Record):
     end_time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Review(Record):
     """1 to 5 stars and a text."""
 
@@ -491,7 +491,7 @@ class Review(Record):
 # -- account --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Workspace(Record):
     """A team and everything it owns; `role` is the caller's."""
 
@@ -505,7 +505,7 @@ class Workspace(Record):
         return f"{self.name} ({self.plan})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Quota(Record):
     """How much of one metric is used."""
 
@@ -518,7 +518,7 @@ class Quota(Record):
         return f"{self.metric} {self.used}/{self.limit}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Me(Record):
     """Who calls, where, as what, and what is left of the plan."""
 
@@ -528,7 +528,7 @@ class Me(Record):
     quotas: tuple[Quota, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Member(Record):
     """A person in a workspace: viewer, editor, admin, owner or operator."""
 
@@ -537,7 +537,7 @@ class Member(Record):
     create_time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ApiKey(Record):
     """A key, without its secret; `revoke_time` is set once it was revoked."""
 
@@ -553,7 +553,7 @@ class ApiKey(Record):
         return f"{self.name or self.id} ({self.prefix}…)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class NewApiKey(Record):
     """A key that was just made. `secret` is told this once; it is left out of every display."""
 
@@ -561,7 +561,7 @@ class NewApiKey(Record):
     secret: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class NewWorkspace(Record):
     """A workspace that was just made, with its first key. `secret` is told this once; it is left out of every display."""
 
@@ -570,7 +570,7 @@ class NewWorkspace(Record):
     secret: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PlanQuota(Record):
     """The most of one metric."""
 
@@ -581,7 +581,7 @@ class PlanQuota(Record):
         return f"{self.metric} {self.limit}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PlanPrice(Record):
     """Price of one unit of a metric."""
 
@@ -592,7 +592,7 @@ class PlanPrice(Record):
         return f"{self.metric} {self.unit_price}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Plan(Record):
     """What a workspace pays and how much it may use."""
 
@@ -603,7 +603,7 @@ class Plan(Record):
     prices: tuple[PlanPrice, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class UsageLine(Record):
     """Use of one metric by one resource in one period."""
 
@@ -614,7 +614,7 @@ class UsageLine(Record):
     amount: Money | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Usage(Record):
     """Use and cost of a calendar month (UTC)."""
 
@@ -627,7 +627,7 @@ class Usage(Record):
         return _lines_html(self.lines, f"{self.period}: {self.total}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Invoice(Record):
     """What is owed for a period. `state`: "draft" (amounts still grow) or "issued"."""
 
@@ -642,7 +642,7 @@ class Invoice(Record):
         return _lines_html(self.lines, f"{self.number or 'draft'} {self.period}: {self.total}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class EarningLine(Record):
     """What one buyer's calls of one listing brought in: gross - fee = net."""
 
@@ -654,7 +654,7 @@ class EarningLine(Record):
     net: Money | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Earnings(Record):
     """What others' calls have brought in, in a calendar month (UTC)."""
 
@@ -675,7 +675,7 @@ def _lines_html(lines: tuple[UsageLine, ...], note: str) -> str:
 # -- compute and traces ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Device(Record):
     """A GPU or TPU; `allocation` is who holds it, empty when free."""
 
@@ -689,7 +689,7 @@ class Device(Record):
         return f"{self.index}: {self.model or self.accelerator}" + (" (in use)" if self.allocation else "")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Node(Record):
     """A machine that runs jobs and replicas. `cpu_millis` are thousandths of a core."""
 
@@ -705,7 +705,7 @@ class Node(Record):
     heartbeat_time: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Allocation(Record):
     """A share of one node. `state`: "queued" (`reason` says for what it waits), "granted", "released" or "expired"."""
 
@@ -724,7 +724,7 @@ class Allocation(Record):
     workspace: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Span(Record):
     """One piece of work in a trace; times in nanoseconds since 1970."""
 
@@ -744,7 +744,7 @@ class Span(Record):
         return max(self.end_ns - self.start_ns, 0) / 1e9
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Trace(Record):
     """Everything that one request set going."""
 

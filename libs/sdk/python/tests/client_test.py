@@ -142,13 +142,21 @@ def test_safe_requests_are_sent_again_with_the_same_idempotency_key(client: la.C
     assert len({request["headers"]["idempotency-key"] for request in platform.asked("POST", "/v1/training-jobs")}) == 2
 
 
+def test_an_upload_is_sent_again_from_its_beginning(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes(b"x\n1\n")
+    platform.script["PUT /v1/datasets/d/content"] = [None, problem(503, "unavailable", "away", headers={"retry-after": "0"})]
+    assert client.datasets.upload("d", tmp_path / "d.csv").ref == "d@1"
+    assert [request["body"] for request in platform.requests] == [b"x\n1\n"] * 3
+    assert len({request["headers"]["idempotency-key"] for request in platform.requests}) == 1
+
+
 def test_unsafe_requests_are_not_sent_again(client: la.Client, platform: FakePlatform) -> None:
     platform.script["DELETE /v1/datasets/d"] = [None]
-    platform.script["PUT /v1/datasets/d/content"] = [problem(503, "unavailable", "away")]
+    platform.script["PATCH /v1/datasets/d"] = [problem(503, "unavailable", "away")]
     with pytest.raises(la.ConnectionFailed):
         client.datasets.delete("d")
     with pytest.raises(la.Unavailable):
-        client.datasets.upload("d", b"a\n1\n")
+        client.datasets.update("d", description="x")
     assert len(platform.requests) == 2
 
 

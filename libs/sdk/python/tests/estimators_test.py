@@ -108,7 +108,7 @@ def test_columns_are_matched_by_name(client: la.Client, solver: FakePlatform) ->
     frame = pd.DataFrame({"a": [1.0, 2, 3, 5], "b": [4.0, 1, 7, 2]})
     with la.LinearRegression().fit(frame, frame["a"] - frame["b"]) as model:
         assert list(model.predict(frame[["b", "a"]])) == pytest.approx([-3, 1, -4, 3])
-        with pytest.raises(la.InvalidInput, match="lacks the column 'b'.*'bb'"):
+        with pytest.raises(la.InvalidInput, match=r"lacks the column 'b'.*'bb'"):
             model.predict(frame.rename(columns={"b": "bb"}))
         with pytest.raises(la.InvalidInput, match="'c', which fit has not seen"):
             model.predict(frame.assign(c=1))
@@ -173,7 +173,8 @@ def test_predict_before_fit(client: la.Client) -> None:
         ([0, 1], ["0", "1"]),
         ([1.0, 2.0], ["1", "2"]),
         ([True, False], ["true", "false"]),
-        (["a", "b"], [{"prediction": "a", "probabilities": [1, 0]}, {"prediction": "b"}]),
+        (["b", "a"], [{"prediction": "b", "probabilities": {"a": 0.1, "b": 0.9}}, {"prediction": "a", "probabilities": {"a": 1, "b": 0}}]),
+        ([1.0, 2.0], [{"prediction": 1.0, "probabilities": {"1.0": 0.9, "2.0": 0.1}}, {"prediction": 2, "probabilities": {"2.0": 1}}]),
     ],
 )
 def test_classes_come_back_as_they_were_given(client: la.Client, platform: FakePlatform, classes: list[Any], answers: list[Any]) -> None:
@@ -184,6 +185,13 @@ def test_classes_come_back_as_they_were_given(client: la.Client, platform: FakeP
         assert [type(value) for value in predictions] == [type(value) for value in classes]
         assert model.score([[0], [1]], classes) == 1
         assert model.classes_ == sorted(classes)
+        if isinstance(answers[0], dict):
+            first = answers[0]["probabilities"]
+            assert model.predict_proba([[0], [1]])[0] == [first[str(value)] for value in sorted(classes)]
+            assert model.predict_proba(np.array([[0]])).shape == (1, 2)
+        else:
+            with pytest.raises(la.LeptonError, match="probabilities"):
+                model.predict_proba([[0]])
     spec = json.loads(platform.asked("POST", "/v1/training-jobs")[0]["body"])
     assert spec["model"] == {"architecture": "mlp", "params": {"hidden": [8], "activation": "relu", "dropout": 0.0}}
     assert spec["training"]["early_stopping"] == {"patience": 2}
