@@ -5,6 +5,7 @@ process = await launcher.start(Launch("replica-1", [sys.executable, "-m", "servi
 exit = await process.wait()
 """
 
+from libs.launcher.identity import handle_of, runs_still
 from libs.launcher.in_memory import InMemoryLauncher, InMemoryProcess
 from libs.launcher.keeper import Keeper
 from libs.launcher.launcher import Exit, Launch, Launcher, LaunchError, Process
@@ -21,4 +22,6 @@ __all__ = [
     "Process",
     "Subprocess",
     "SubprocessLauncher",
+    "handle_of",
+    "runs_still",
 ]

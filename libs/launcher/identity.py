@@ -20,6 +20,11 @@ def pid_of(handle: str) -> int | None:
     return int(number) if number.isdigit() and birth and _birth(int(number)) == birth and runs(int(number)) else None
 
 
+def runs_still(handle: str) -> bool:
+    """Whether the very process that the handle was made for still runs."""
+    return pid_of(handle) is not None
+
+
 def runs(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:

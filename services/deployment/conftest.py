@@ -1,0 +1,205 @@
+"""The service with stand-ins for those that it asks."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from lepton.accounts.v1 import accounts_service_pb2
+from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
+from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceStub, add_DeploymentServiceServicer_to_server
+from lepton.training.v1 import model_pb2
+from libs.db import Database
+from libs.db.infrastructure import outbox
+from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
+from libs.events import Event
+from libs.launcher import InMemoryLauncher, InMemoryProcess, Launcher
+from libs.rpc import Client, Server, Signer, Verifier, generate_key
+from libs.storage import InMemoryArtifactStore
+from libs.testing import migrated_database
+from services.deployment.changes import Changes
+from services.deployment.handlers.admission import Peers
+from services.deployment.reconciler import Reconciler
+from services.deployment.resolution import Resolver
+from services.deployment.servicer import DeploymentServicer
+from services.deployment.settings import Settings
+
+PRIVATE, PUBLIC = generate_key()
+
+
+@dataclass
+class Accounts:
+    """Lets a workspace have `limit` endpoints."""
+
+    limit: int = 2
+    held: set[str] = field(default_factory=set)
+
+    async def ReserveQuota(self, request: Any) -> accounts_service_pb2.ReserveQuotaResponse:
+        if len(self.held | {request.reservation}) > self.limit:
+            raise QuotaExceeded("the trial plan allows 2 endpoints and 2 are in use")
+        self.held.add(request.reservation)
+        return accounts_service_pb2.ReserveQuotaResponse(granted=1)
+
+    async def ReleaseQuota(self, request: Any) -> None:
+        self.held.discard(request.reservation)
+
+
+@dataclass
+class Compute:
+    """Grants what is asked for, but for what `waiting` or `refusal` says."""
+
+    waiting: str = ""
+    refusal: AppError | None = None
+    live: dict[str, str] = field(default_factory=dict)
+    asked: list[Any] = field(default_factory=list)
+    expired: set[str] = field(default_factory=set)
+    renewed: int = 0
+
+    async def ListNodes(self, request: Any, timeout: float = 0) -> compute_service_pb2.ListNodesResponse:
+        return compute_service_pb2.ListNodesResponse(nodes=[node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30)])
+
+    async def CreateAllocation(self, request: Any) -> allocation_pb2.Allocation:
+        if self.refusal:
+            raise self.refusal
+        self.asked.append(request)
+        id = self.live.setdefault(request.holder, f"al-{len(self.asked)}")
+        if self.waiting:
+            return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_QUEUED, reason=self.waiting)
+        return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_GRANTED, node="n1")
+
+    async def RenewAllocation(self, request: Any) -> None:
+        self.renewed += 1
+        if request.id in self.expired:
+            raise Conflict("the allocation is expired", code="allocation_ended")
+
+    async def ReleaseAllocation(self, request: Any) -> None:
+        if request.id not in self.live.values():
+            raise NotFound("there is no such allocation")
+        self.live = {holder: id for holder, id in self.live.items() if id != request.id}
+
+
+@dataclass
+class Training:
+    """Has the versions that are put into `models`: "name@n" → files."""
+
+    models: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    async def GetModelVersion(self, request: Any) -> model_pb2.ModelVersion:
+        numbers = [int(key.split("@")[1]) for key in self.models if key.split("@")[0] == request.name]
+        number = request.number or max(numbers, default=0)
+        if number not in numbers:
+            raise NotFound(f"there is no model '{request.name}' in this workspace")
+        version = model_pb2.ModelVersion(model=request.name, number=number)
+        for file in self.models[f"{request.name}@{number}"]:
+            version.files.add(**file)
+        return version
+
+
+@dataclass
+class World:
+    """All of it; `launcher` starts processes that answer at once, unless `silent`."""
+
+    database: Database
+    accounts: Accounts
+    compute: Compute
+    training: Training
+    launcher: InMemoryLauncher
+    store: InMemoryArtifactStore
+    settings: Settings
+    changes: Changes = field(default_factory=Changes)
+    silent: bool = False
+    healthy: bool = True
+
+    @property
+    def peers(self) -> Peers:
+        return Peers(self.accounts, self.compute, self.training)  # type: ignore[arg-type]
+
+    def reconciler(self, launcher: Launcher | None = None, **changed: Any) -> Reconciler:
+        settings = self.settings.model_copy(update=changed)
+        return Reconciler(self.database, self.peers, launcher or self.launcher, self.store, self.changes, settings, probe=self._probe)
+
+    async def _probe(self, host: str, port: int, token: str, seconds: float) -> bool:
+        return self.healthy
+
+    async def add_model(self, name: str = "wdbc@1", content: bytes = b"{}") -> None:
+        stored = await self.store.put(_one(content))
+        self.training.models[name] = [
+            {"path": path, "digest": stored.digest, "size_bytes": stored.size} for path in ("model.json", "model.onnx")
+        ]
+
+    async def events(self) -> list[tuple[str, Any]]:
+        """What was emitted: (name, message)."""
+        async with self.database.read() as session:
+            rows = (await session.execute(select(outbox).order_by(outbox.c.position))).all()
+        messages = [Event.from_headers(row.topic, row.key, row.headers, row.data).message() for row in rows]
+        return [(type(message).__name__, message) for message in messages]
+
+    def answer(self, process: InMemoryProcess) -> None:
+        """Writes the ready file of a process that was started."""
+        if not self.silent:
+            words = [str(word) for word in process.launch.argv]
+            Path(words[words.index("--ready-file") + 1]).write_text(json.dumps({"host": "127.0.0.1", "port": 40000 + process.pid}))
+
+
+async def _one(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    settings = Settings(work_dir=str(tmp_path / "work"), reconcile_seconds=0.05, route_seconds=0.05, grace_seconds=2.0)
+    async with migrated_database("services.deployment") as database:
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        world.launcher.on_start = world.answer
+        await world.add_model()
+        yield world
+
+
+@pytest.fixture
+async def reconciler(world: World) -> AsyncIterator[Reconciler]:
+    reconciler = world.reconciler()
+    await reconciler.start()
+    yield reconciler
+    await reconciler.stop()
+
+
+@pytest.fixture
+async def deployment(world: World, reconciler: Reconciler, tmp_path: Path) -> AsyncIterator[Client]:
+    async with serving(world, reconciler, tmp_path) as client:
+        yield client
+
+
+class serving:
+    """The service behind a socket: the client to it."""
+
+    def __init__(self, world: World, reconciler: Reconciler, folder: Path) -> None:
+        resolver = Resolver(world.database, world.changes, reconciler.answers)
+        servicer = DeploymentServicer(world.database, world.peers, reconciler, resolver)
+        registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
+        self._server = Server(f"unix:{folder}/s", registrations, verifier=Verifier(PUBLIC))
+
+    async def __aenter__(self) -> Client:
+        await self._server.start()
+        self._client = Client(DeploymentServiceStub, self._server.address, Signer(PRIVATE, "gateway"))
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+        await self._server.stop(0)
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    async def eventually(look: Callable[[], Any], seconds: float = 5.0) -> Any:
+        """What `look`, a coroutine function, answers once that is true."""
+        async with asyncio.timeout(seconds):
+            while not (found := await look()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return found
+
+    return eventually

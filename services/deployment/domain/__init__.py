@@ -1,0 +1,1 @@
+"""Decisions of the deployment service: pure functions of what they are told."""

@@ -1,0 +1,146 @@
+"""Endpoints, their replicas, and the batches of predictions that are recorded: the entities of the deployment service."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Index, MetaData, Text, text
+from sqlmodel import Field, SQLModel
+
+from services.deployment.domain.resources import Needs
+from services.deployment.domain.rollout import Seen, Wanted
+from services.deployment.domain.states import EndpointState, ReplicaState
+
+_NOT_DELETED = text("delete_time IS NULL")
+
+
+class Table(SQLModel):
+    """Base of this service's tables. Times are seconds since 1970."""
+
+    metadata = MetaData()
+
+
+class Endpoint(Table, table=True):
+    """A name that answers, and what should answer under it. A deleted one stays as a tombstone."""
+
+    __tablename__ = "endpoints"
+    __table_args__ = (
+        Index("endpoints_by_name", "workspace", "name", unique=True, sqlite_where=_NOT_DELETED, postgresql_where=_NOT_DELETED),
+    )
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    name: str
+    model: str
+    model_version: int
+    # The model package: {"path", "digest", "size_bytes"}.
+    files: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    replicas: int
+    # As asked for, without defaults: another model may need others.
+    resources: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    accelerator: str
+    device_count: int
+    cpu_millis: int
+    memory_bytes: int = Field(sa_type=BigInteger)
+    revision: int = 1
+    state: str = EndpointState.STARTING
+    reason: str = Field(default="", sa_column=Column(Text, nullable=False))
+    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    failures: int = 0
+    next_try_time: float = 0.0
+    create_time: float
+    update_time: float
+    delete_time: float | None = None
+    # Everything done for the wanted revision continues the trace of the request that wanted it.
+    traceparent: str = ""
+
+    @property
+    def reference(self) -> str:
+        """ "name@n" of the wanted model version."""
+        return f"{self.model}@{self.model_version}"
+
+    @property
+    def wanted(self) -> Wanted:
+        """What should be."""
+        return Wanted(0 if self.delete_time is not None else self.replicas, self.revision, self.failures, self.next_try_time)
+
+    @property
+    def needs(self) -> Needs:
+        """Of a replica, complete."""
+        return Needs(self.accelerator, self.device_count, self.memory_bytes, self.cpu_millis)
+
+    def need(self, needs: Needs) -> None:
+        """Sets what a replica gets."""
+        self.accelerator, self.device_count = needs.accelerator, needs.count
+        self.cpu_millis, self.memory_bytes = needs.cpu_millis, needs.memory_bytes
+
+    def forgive(self) -> None:
+        """Forgets failures: something has changed, or it works."""
+        self.failures, self.next_try_time, self.error = 0, 0.0, None
+
+
+class Replica(Table, table=True):
+    """A process that serves one model version, from the wish for it to its end. Its own copy of what it serves outlives a roll-out."""
+
+    __tablename__ = "replicas"
+    __table_args__ = (
+        Index("replicas_by_endpoint", "endpoint_id", "id"),
+        Index("replicas_by_state", "state"),
+        Index("replicas_by_allocation", "allocation_id"),
+    )
+
+    id: str = Field(primary_key=True)
+    endpoint_id: str = Field(foreign_key="endpoints.id")
+    workspace: str
+    endpoint: str
+    revision: int
+    # "name@n"
+    model: str
+    state: str = ReplicaState.STARTING
+    reason: str = Field(default="", sa_column=Column(Text, nullable=False))
+    # Drained without waiting for routers to hear of it: they ask no more.
+    hurried: bool = False
+    # Which service process runs it, and by which name its launcher knows it.
+    owner: str = ""
+    handle: str = ""
+    # Empty once it is given back.
+    allocation_id: str = ""
+    node: str = ""
+    url: str = ""
+    # What a router proves itself with; empty before it is ready and after its end.
+    token: str = Field(default="", repr=False)
+    create_time: float
+    ready_time: float | None = None
+    end_time: float | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """For decisions."""
+        return Seen(self.id, self.revision, ReplicaState(self.state), self.ready_time)
+
+    @property
+    def holder(self) -> str:
+        """The name that compute knows its allocation by."""
+        return f"endpoints/{self.endpoint}/replicas/{self.id}"
+
+    def end(self, reason: str, now: float) -> None:
+        """It is gone, and so is its secret."""
+        self.state, self.reason, self.end_time = ReplicaState.ENDED, reason, now
+        self.url = self.token = ""
+
+
+class PendingReservation(Table, table=True):
+    """Quota that is being taken for an endpoint that is not stored yet."""
+
+    __tablename__ = "pending_reservations"
+
+    workspace: str = Field(primary_key=True)
+    endpoint: str = Field(primary_key=True)
+    create_time: float
+
+
+class PredictionBatch(Table, table=True):
+    """A batch of predictions that was recorded: its second coming records nothing."""
+
+    __tablename__ = "prediction_batches"
+
+    batch_id: str = Field(primary_key=True)
+    time: float = Field(index=True)
