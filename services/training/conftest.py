@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lepton.accounts.v1 import accounts_service_pb2 as accounts_pb
+from lepton.accounts.v1 import workspace_pb2
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceServicer
 from lepton.common.v1 import resource_pb2
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
@@ -18,7 +20,6 @@ from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceServicer
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2_grpc import DataServiceServicer
 from lepton.training.v1 import job_pb2, training_service_pb2
-
 from libs.db import Database
 from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
 from libs.launcher import SubprocessLauncher
@@ -45,7 +46,7 @@ class FakeData(DataServiceServicer):
         self.splits: list[dataset_pb2.Split] = []
         self.state = dataset_pb2.VERSION_STATE_READY
         self.rows = 200
-        self.figures: dict[str, dict[str, int]] = {name: {"distinct": 200} for name in "ab"} | {
+        self.figures: dict[str, dict[str, Any]] = {name: {"distinct": 200} for name in "ab"} | {
             "kind": {"distinct": 3},
             "label": {"distinct": 2},
         }
@@ -53,9 +54,7 @@ class FakeData(DataServiceServicer):
     async def GetDatasetVersion(self, request: Any, context: Any = None, **_: Any) -> dataset_pb2.DatasetVersion:
         if request.name != "wdbc" or request.number not in (0, 1):
             raise NotFound.of("dataset", request.name, ["wdbc"])
-        columns = [
-            dataset_pb2.Column(name=name, type=getattr(dataset_pb2, f"COLUMN_TYPE_{kind}")) for name, kind in COLUMNS.items()
-        ]
+        columns = [dataset_pb2.Column(name=name, type=getattr(dataset_pb2, f"COLUMN_TYPE_{kind}")) for name, kind in COLUMNS.items()]
         return dataset_pb2.DatasetVersion(
             dataset="wdbc",
             number=1,
@@ -92,11 +91,16 @@ class FakeCompute(ComputeServiceServicer):
                 break
         else:
             allocation = allocation_pb2.Allocation(
-                id=f"alloc-{len(self.allocations)}", workspace=request.workspace, holder=request.holder, resources=request.resources, state=1
+                id=f"alloc-{len(self.allocations)}",
+                workspace=request.workspace,
+                holder=request.holder,
+                resources=request.resources,
+                state=allocation_pb2.ALLOCATION_STATE_QUEUED,
             )
             self.allocations[allocation.id] = allocation
         if allocation.state == 1 and len(self.held) < self.room:
-            allocation.state, allocation.node, allocation.reason = 2, "n1", ""
+            allocation.MergeFrom(allocation_pb2.Allocation(state=allocation_pb2.ALLOCATION_STATE_GRANTED, node="n1"))
+            allocation.ClearField("reason")
         elif allocation.state == 1:
             allocation.reason = "waits for 1 core: all are in use"
         return allocation
@@ -111,7 +115,7 @@ class FakeCompute(ComputeServiceServicer):
     async def ReleaseAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         allocation = self.allocations[request.id]
         if allocation.state in (1, 2):
-            allocation.state = 3
+            allocation.state = allocation_pb2.ALLOCATION_STATE_RELEASED
         return allocation
 
     @property
@@ -135,6 +139,11 @@ class FakeAccounts(AccountsServiceServicer):
         granted = min(left, request.amount)
         self.reserved[(request.reservation, request.metric)] = granted
         return accounts_pb.ReserveQuotaResponse(granted=granted, limit=self.limits[request.metric], remaining=left - granted)
+
+    async def GetMe(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.GetMeResponse:
+        used = {metric: sum(a for (_, m), a in self.reserved.items() if m == metric) for metric in self.limits}
+        quotas = [workspace_pb2.Quota(metric=m, limit=n, used=used[m], remaining=n - used[m]) for m, n in self.limits.items()]
+        return accounts_pb.GetMeResponse(quotas=quotas)
 
     async def ReleaseQuota(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.ReleaseQuotaResponse:
         self.reserved = {key: amount for key, amount in self.reserved.items() if key[0] != request.reservation}
@@ -179,7 +188,7 @@ class Platform:
 
     async def until(self, condition: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
         async with asyncio.timeout(seconds):
-            while not (found := await condition()):
+            while not (found := await condition()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             return found
 
@@ -266,9 +275,7 @@ def engine(tmp_path: Path) -> Callable[[str], Callable[[str], list[str]]]:
 
 @asynccontextmanager
 async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Platform]:
-    settings = Settings(
-        work_dir=str(tmp_path / "work"), reconcile_seconds=0.1, lease_seconds=2.0, allocation_lease_seconds=3, **changes
-    )
+    settings = Settings(work_dir=str(tmp_path / "work"), reconcile_seconds=0.1, lease_seconds=2.0, allocation_lease_seconds=3, **changes)
     data, compute, accounts = FakeData(), FakeCompute(), FakeAccounts()
     peers = Peers(data, compute, accounts)  # type: ignore[arg-type]
     stores = Stores(InMemoryArtifactStore(), InMemoryArtifactStore(), InMemoryArtifactStore())
@@ -322,4 +329,3 @@ async def put_split(platform: Platform, data: bytes) -> None:
     stored = await platform.stores.datasets.put(bytes_of(data))
     platform.data.splits = [dataset_pb2.Split(name="all", rows=400, file=resource_pb2.Artifact(digest=stored.digest))]
     platform.data.rows = 400
-

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lepton.accounts.v1.accounts_service_pb2_grpc import add_AccountsServiceServicer_to_server
 from lepton.common.v1 import resource_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import add_ComputeServiceServicer_to_server
@@ -21,7 +22,6 @@ from lepton.data.v1.data_service_pb2_grpc import add_DataServiceServicer_to_serv
 from lepton.training.v1 import job_pb2
 from lepton.training.v1 import training_service_pb2 as pb
 from lepton.training.v1.training_service_pb2_grpc import TrainingServiceStub
-
 from libs.errors import Conflict, NotFound
 from libs.launcher import SubprocessLauncher
 from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
@@ -130,6 +130,10 @@ def engines_of(worker: subprocess.Popen[bytes]) -> list[int]:
     return [pid for pid in children_of(worker.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] == b"-P"]
 
 
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 async def test_from_submit_to_model_in_one_trace_and_soon(running: Running) -> None:
     began = time.monotonic()
     job = await running.client.CreateTrainingJob(job_request(training=job_pb2.TrainingSpec(epochs=3, seed=7, learning_rate=0.1)))
@@ -183,7 +187,7 @@ async def test_kill_9_of_engine_and_worker_and_a_cancel(running: Running) -> Non
     running.start_worker()
     async with asyncio.timeout(40):
         await attempt(3)
-    assert not Path(f"/proc/{engine}").exists()
+    assert not alive(engine)
     logs = await running.client.ListLogs(pb.ListLogsRequest(id=job.id, page_size=1000))
     resumed = [line.text for line in logs.logs if "resumed after epoch" in line.text]
     assert len(resumed) == 2, logs
@@ -193,7 +197,7 @@ async def test_kill_9_of_engine_and_worker_and_a_cancel(running: Running) -> Non
     [engine] = engines_of(running.worker)
     began = time.monotonic()
     await running.client.CancelTrainingJob(pb.CancelTrainingJobRequest(id=job.id))
-    while Path(f"/proc/{engine}").exists():
+    while alive(engine):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     gone = time.monotonic() - began
     assert (await running.until(job.id, *ENDED)).state == job_pb2.JOB_STATE_CANCELLED

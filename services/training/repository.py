@@ -86,7 +86,7 @@ async def stale_reservations_of_all_workspaces(session: AsyncSession, before: fl
 async def delete_reservation(session: AsyncSession, workspace: str, job_id: str) -> bool:
     """Whether it was there."""
     where = (PendingReservation.workspace == workspace, PendingReservation.job_id == job_id)
-    return bool((await session.execute(delete(PendingReservation).where(*where))).rowcount)  # type: ignore[attr-defined]
+    return bool((await session.execute(delete(PendingReservation).where(*where))).rowcount)
 
 
 # What a job told

@@ -14,7 +14,7 @@ from libs.errors import AppError
 from libs.events import Event
 from libs.rpc import to_problem
 from libs.rpc.json_codec import dump, parse
-from libs.rpc.names import enum_name_by_number, enum_number_by_name
+from libs.rpc.names import enum_name_by_number
 from services.training.domain.admission import DataFacts, InitFacts, NodeFacts
 from services.training.tables import Model, ModelVersion, TrainingJob
 
@@ -100,14 +100,14 @@ def job_message(job: TrainingJob) -> job_pb2.TrainingJob:
         name=job.name,
         workspace=job.workspace,
         dataset=job.dataset,
-        task=enum_number_by_name(job_pb2.Task.DESCRIPTOR)[job.task],
+        task=f"TASK_{job.task.upper()}",
         target=job.target,
         features=job.features,
         output_model=job.output_model,
         model=parse(job_pb2.ModelSpec, job.model),
         training=parse(job_pb2.TrainingSpec, job.training),
         resources=resources_message(job.resources),
-        state=enum_number_by_name(job_pb2.JobState.DESCRIPTOR)[job.state],
+        state=f"JOB_STATE_{job.state.upper()}",
         reason=job.reason,
         progress=parse(job_pb2.Progress, job.progress) if job.progress else None,
         error=to_problem(AppError.from_dict(job.error)) if job.error else None,
@@ -140,8 +140,8 @@ def registered_version(
         model=job.output_model,
         number=number,
         workspace=job.workspace,
-        task=enum_number_by_name(job_pb2.Task.DESCRIPTOR)[job.task],
-        architecture=enum_number_by_name(job_pb2.Architecture.DESCRIPTOR)[package["architecture"]],
+        task=f"TASK_{job.task.upper()}",
+        architecture=f"ARCHITECTURE_{job.model['architecture'].upper()}",
         signature=parse(model_pb2.Signature, package["signature"]),
         metrics=job.metrics,
         files=files,

@@ -10,6 +10,7 @@ from libs.modelkit.spec import LEARNING_RATES, check_model, check_training, comp
 
 DEFAULT_MEMORY_BYTES = 2 << 30
 DEFAULT_TIME_LIMIT_SECONDS = 86_400
+LEAST_TIME_LIMIT_SECONDS = 600
 RANDOM = "random"
 
 
@@ -106,6 +107,13 @@ def used_metric(resources: Mapping[str, Any]) -> tuple[str, float]:
     if resources["accelerator"] == "cpu":
         return "cpu_seconds", resources["cpu_millis"] / 1000
     return f"{resources['accelerator']}_seconds", float(resources["count"])
+
+
+def default_time_limit(left: int | None, a_second: float) -> int:
+    """Seconds, where none were asked for: a day, but no more than a quarter of what is `left` of the quota, or else ten minutes."""
+    if left is None or not a_second:
+        return DEFAULT_TIME_LIMIT_SECONDS
+    return min(DEFAULT_TIME_LIMIT_SECONDS, max(LEAST_TIME_LIMIT_SECONDS, int(left / a_second / 4)))
 
 
 def _check_init(spec: Mapping[str, Any], init: InitFacts, data: DataFacts | None) -> list[Violation]:

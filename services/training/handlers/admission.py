@@ -5,7 +5,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from opentelemetry import propagate
 
-from lepton.accounts.v1.accounts_service_pb2 import ReleaseQuotaRequest, ReserveQuotaRequest
+from lepton.accounts.v1.accounts_service_pb2 import GetMeRequest, ReleaseQuotaRequest, ReserveQuotaRequest
 from lepton.compute.v1.compute_service_pb2 import ListNodesRequest
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2 import GetDatasetVersionRequest, GetProfileRequest
@@ -23,7 +23,7 @@ from libs.errors import AppError, Conflict, Invalid, NotFound, Transient, Violat
 from libs.rpc import Client
 from libs.rpc.names import enum_name_by_number
 from services.training import repository, wire
-from services.training.domain.admission import RANDOM, DataFacts, InitFacts, NodeFacts, check, complete, used_metric
+from services.training.domain.admission import RANDOM, DataFacts, InitFacts, NodeFacts, check, complete, default_time_limit, used_metric
 from services.training.tables import PendingReservation, TrainingJob
 
 log = structlog.get_logger()
@@ -51,9 +51,10 @@ async def admit(database: Database, peers: Peers, workspace: str, request: Creat
     spec = wire.spec_of(request)
     missing: list[AppError] = []
     errors: list[Violation] = []
-    data, nodes, init = await asyncio.gather(
+    data, nodes, left, init = await asyncio.gather(
         _collecting(errors, missing, "dataset", _load_data(peers, request.dataset)),
         _load_nodes(peers),
+        _load_quotas(peers),
         _collecting(errors, missing, "model.init", _load_init(database, workspace, spec["model"]["init"])),
     )
     version, facts = data or (None, None)
@@ -62,7 +63,19 @@ async def admit(database: Database, peers: Peers, workspace: str, request: Creat
         raise missing[0]
     if errors or version is None or facts is None:
         raise Invalid.of(errors, code="invalid_spec")
-    return _job(workspace, request, complete(spec, facts, init.facts if init else None), version, init)
+    job = _job(workspace, request, complete(spec, facts, init.facts if init else None), version, init)
+    if not request.training.time_limit_seconds:
+        _share_budget(job, left)
+    return job
+
+
+def _share_budget(job: TrainingJob, left: Mapping[str, int]) -> None:
+    """A limit that nobody asked for must not take all of the plan: other jobs are to come."""
+    metric, a_second = used_metric(job.resources)
+    limit = default_time_limit(left.get(metric), a_second)
+    if limit < job.training["time_limit_seconds"]:
+        job.training = {**job.training, "time_limit_seconds": limit}
+        job.limited_by = metric
 
 
 async def _collecting(errors: list[Violation], missing: list[AppError], at: str, load: Awaitable[Any]) -> Any:
@@ -100,6 +113,15 @@ async def _load_nodes(peers: Peers) -> Sequence[NodeFacts]:
     except AppError as error:
         log.warning("nodes_unknown", error=str(error))
         return ()
+
+
+async def _load_quotas(peers: Peers) -> dict[str, int]:
+    """What is left of each; nothing where accounts does not say."""
+    try:
+        return {quota.metric: quota.remaining for quota in (await peers.accounts.GetMe(GetMeRequest(), timeout=2)).quotas}
+    except AppError as error:
+        log.warning("quotas_unknown", error=str(error))
+        return {}
 
 
 async def _load_init(database: Database, workspace: str, init: str) -> _Init | None:
@@ -188,7 +210,8 @@ async def _reserve(peers: Peers, job: TrainingJob) -> None:
     seconds = ReserveQuotaRequest(
         workspace=job.workspace, metric=metric, reservation=name, amount=math.ceil(limit * a_second), at_least=math.ceil(a_second)
     )
-    answers = await asyncio.gather(*(peers.accounts.ReserveQuota(request) for request in (one, seconds)), return_exceptions=True)
+    # Both are waited for, so that nothing is reserved any more once it is given back.
+    answers: list[Any] = await asyncio.gather(*(peers.accounts.ReserveQuota(r) for r in (one, seconds)), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer

@@ -132,7 +132,7 @@ class Story:
             log.warning("run_span_refused", error=repr(error))
 
     def _on_heartbeat(self, event: Mapping[str, Any], at: float) -> None:
-        phase = _PHASES.get(event.get("phase"), "")
+        phase = _PHASES.get(str(event.get("phase")), "")
         if phase != self._phase:
             self._phase = self.batch.phase = phase
 

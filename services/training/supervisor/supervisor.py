@@ -106,7 +106,12 @@ class Supervisor:
 
     async def _run(self, attempt: Attempt, job: TrainingJob) -> None:
         parent = propagate.extract({"traceparent": job.traceparent})
-        attributes = {SERVICE: "training", WORKSPACE: job.workspace, "lepton.job": job.id, "lepton.attempt": job.attempts}
+        attributes: dict[str, str | int] = {
+            SERVICE: "training",
+            WORKSPACE: job.workspace,
+            "lepton.job": job.id,
+            "lepton.attempt": job.attempts,
+        }
         try:
             with self._tracer.start_as_current_span("training attempt", context=parent, attributes=attributes):
                 left = await attempt.run()
