@@ -134,7 +134,9 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, 3 * width)
         self.merge = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
-        self.think = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.merge(self._attend(self.norm(x), mask))
@@ -145,6 +147,6 @@ class Block(nn.Module):
         size = width // self.heads
         parts = self.project(x).reshape(-1, length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
         query, key, value = parts[0], parts[1], parts[2]
-        # Written out, and with a large number for infinity: exports the same in single and double, and a text of padding alone stays finite.
+        # Written out, with a large number for infinity: exports alike in single and double, and a text of padding alone stays finite.
         scores = query @ key.transpose(-2, -1) / math.sqrt(size) + (mask.reshape(-1, 1, 1, length) - 1) * 1e9
         return (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, length, width)

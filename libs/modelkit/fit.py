@@ -42,9 +42,7 @@ def check_data(
     return errors
 
 
-def default_features(
-    task: str, target: str, features: Sequence[str], columns: Sequence[Mapping[str, Any]]
-) -> list[str]:
+def default_features(task: str, target: str, features: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns to predict from: those named, else every other one that the task can read."""
     if features:
         return list(features)
@@ -54,12 +52,20 @@ def default_features(
 def _check_kind(task: str, types: Mapping[str, str]) -> list[Violation]:
     has_images = "image" in types.values()
     if task == "image_classification" and not has_images:
-        message = "image_classification needs pictures, and the dataset is a table; upload a ZIP with a folder a class, or use classification"
+        message = (
+            "image_classification needs pictures, and the dataset is a table; upload a ZIP with a folder a class, or use classification"
+        )
         return [Violation("task", message, ("classification", "regression"))]
     if task != "image_classification" and has_images:
-        return [Violation("task", f"{task} reads tables, and the dataset has pictures; use image_classification", ("image_classification",))]
+        return [
+            Violation("task", f"{task} reads tables, and the dataset has pictures; use image_classification", ("image_classification",))
+        ]
     if task == "text_classification" and "string" not in types.values():
-        return [Violation("task", "text_classification needs a column of texts, and the dataset has none; use classification", ("classification",))]
+        return [
+            Violation(
+                "task", "text_classification needs a column of texts, and the dataset has none; use classification", ("classification",)
+            )
+        ]
     return []
 
 
@@ -88,7 +94,9 @@ def _check_features(task: str, target: str, features: Sequence[str], types: Mapp
         elif name in seen:
             errors.append(Violation(at, f"'{name}' is named twice; name it once"))
         elif types[name] not in _READABLE[task]:
-            errors.append(Violation(at, f"{task} reads {_words(_READABLE[task][0])}, and '{name}' holds {_words(types[name])}: leave it out"))
+            errors.append(
+                Violation(at, f"{task} reads {_words(_READABLE[task][0])}, and '{name}' holds {_words(types[name])}: leave it out")
+            )
         seen.add(name)
     left = [name for name, kind in types.items() if name != target and kind in _READABLE[task]]
     if not features and not left:
@@ -123,7 +131,9 @@ def _check_classes(target: str, figures: Mapping[str, Any], rows: int) -> list[V
     if classes < 2:
         return [Violation("target", f"'{target}' has one class only; a classifier needs at least two different values")]
     if rows < classes:
-        return [Violation("target", f"'{target}' has {classes} classes and there are only {rows} rows; add rows, or use regression for numbers")]
+        return [
+            Violation("target", f"'{target}' has {classes} classes and there are only {rows} rows; add rows, or use regression for numbers")
+        ]
     if classes > MAX_CLASSES or (classes > 20 and classes == rows):
         message = f"'{target}' has {classes} different values in {rows} rows; a class needs several rows (and there can be {MAX_CLASSES})"
         return [Violation("target", f"{message}; for numbers use regression")]

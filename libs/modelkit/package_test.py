@@ -21,7 +21,9 @@ def folder(tmp_path: Path) -> Path:
     """A package of a linear classifier, without ONNX."""
     columns = {"a": np.array([1.0, 2.0, 4.0]), "b": np.array(["x", "y", "x"], object)}
     target = fit_target("y", "integer", np.array([0.0, 7.0, 7.0]), classify=True)
-    made = Package("classification", "linear", {}, "float32", fit_table(columns, {"a": "double", "b": "string"}), target, {"accuracy": 1.0}, tmp_path)
+    made = Package(
+        "classification", "linear", {}, "float32", fit_table(columns, {"a": "double", "b": "string"}), target, {"accuracy": 1.0}, tmp_path
+    )
     packages.write(made, {"weight": np.full((2, 4), 0.5, np.float32), "bias": np.array([0, 1], np.float32)})
     return tmp_path
 

@@ -28,7 +28,12 @@ def fitted():
 
 def test_base64_data_urls_and_rows_of_pixels_are_the_same_picture():
     encoded = base64.b64encode(file(Image.fromarray(GREY))).decode()
-    records = [{"image": encoded}, {"image": f"data:image/png;base64,{encoded}"}, {"image": GREY.tolist()}, {"image": GREY[:, :, None].tolist()}]
+    records = [
+        {"image": encoded},
+        {"image": f"data:image/png;base64,{encoded}"},
+        {"image": GREY.tolist()},
+        {"image": GREY[:, :, None].tolist()},
+    ]
     arrays = fitted().records_to_arrays(records)
     assert arrays.shape == (4, 1, 8, 8)
     assert (arrays == arrays[0]).all()
@@ -65,7 +70,7 @@ def test_what_is_no_picture_is_named(value, words):
 def test_a_bomb_is_refused_by_its_header():
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    with pytest.raises(ValueError, match="PNG or JPEG|pixels"):
+    with pytest.raises(ValueError, match=r"PNG or JPEG|pixels"):
         pixels.open_image(b"\x89PNG\r\n\x1a\n" + chunk)
 
 

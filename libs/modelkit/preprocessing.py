@@ -132,7 +132,7 @@ def choose_shape(name: str, files: Sequence[bytes], side: int = 0) -> tuple[int,
         raise _unusable(name, f"a picture among the first 1000 {error}") from error
 
 
-def decode_column(files: Sequence[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
+def decode_column(files: Sequence[bytes] | NDArray[np.object_], shape: Sequence[int]) -> NDArray[np.uint8]:
     """uint8 [N, height, width, channels] from PNG and JPEG files."""
     from libs.modelkit import pixels  # as above
 

@@ -119,11 +119,15 @@ def test_texts_become_padded_tokens():
     assert tokens[0, 1] == 1
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.fixed_dictionaries({}, optional={name: JSON for name in [*TABLE.column_names, "other"]}) | JSON, max_size=4))
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys([*TABLE.column_names, "other"], JSON)) | JSON, max_size=4))
 def test_any_json_is_answered_or_refused(records):
     try:
         assert np.isfinite(fitted().records_to_arrays(records)).all()

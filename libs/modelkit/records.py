@@ -72,7 +72,7 @@ class RecordReader:
         matrix = np.column_stack(numbers) if numbers else np.empty((len(records), 0))
         return Raw(matrix, strings, pixels)
 
-    def _check_names(self, records: Sequence[Mapping[str, Any]]) -> list[Violation]:
+    def _check_names(self, records: Sequence[Any]) -> list[Violation]:
         errors: list[Violation] = []
         known, needed = set(self._names), {field["name"] for field in self._inputs if not field["optional"]}
         for index, record in enumerate(records):

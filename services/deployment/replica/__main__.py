@@ -36,16 +36,16 @@ def main() -> int:
     arguments = _parse()
     token = os.environ.pop(TOKEN, "")  # gone from the environment: nothing that is started or dumped later shows it
     if not token:
-        print(f"error: {TOKEN} is not set", file=sys.stderr)
+        print(f"error: {TOKEN} is not set", file=sys.stderr)  # noqa: T201
         return 2
     try:
         runtime = load(arguments.package, arguments.threads)
         listening = _listen(arguments.host, arguments.port)
     except AppError as error:
-        print(f"error: {error.detail}", file=sys.stderr)
+        print(f"error: {error.detail}", file=sys.stderr)  # noqa: T201
         return 3
     except OSError as error:
-        print(f"error: {arguments.host}:{arguments.port} cannot be used: {error.strerror}", file=sys.stderr)
+        print(f"error: {arguments.host}:{arguments.port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 4
     app = Replica(runtime, token, arguments.model_name, arguments.model_version)
     gc.collect()
@@ -85,7 +85,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m services.deployment.replica", description=f"Serves a model package. {TOKEN} holds the token.")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.deployment.replica", description=f"Serves a model package. {TOKEN} holds the token."
+    )
     parser.add_argument("--package", type=Path, required=True, help="folder with model.json, weights.safetensors, model.onnx")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port; the ready file says which")

@@ -75,7 +75,12 @@ class Replica:
                 return await self._infer(headers, await read_body(headers, receive))
             _require(method, "GET", "HEAD")
             return _json({"name": self._protocol.name, "ready": True} if action else self._protocol.metadata())
-        fixed = {"/healthz": {"status": "ok"}, "/v2": SERVER, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True, "live": True}}
+        fixed = {
+            "/healthz": {"status": "ok"},
+            "/v2": SERVER,
+            "/v2/health/live": {"live": True},
+            "/v2/health/ready": {"ready": True, "live": True},
+        }
         if path in fixed:
             _require(method, "GET", "HEAD")
             return _json(fixed[path])

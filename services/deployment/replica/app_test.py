@@ -116,9 +116,19 @@ def test_a_wrong_record_is_named(app):
     assert [error["field"] for error in problem["errors"]] == ["instances[1].a", "instances[2].a"]
 
 
-BODIES = [b"", b"{", b"[]", b"5", b"null", b'{"instances": 5}', b'{"instances": [NaN]}', b'{"instances": [{"a": 1e999}]}', b'{"instances": [{"a": NaN}]}',
-          b'{"instances": [{"a": 1, "b": "\\ud800"}]}', b'{"instances": [{"a": 1, "\\ud800": 2}]}', b"[" * 100_000, b'{"instances": ' + b"[" * 5000, b"\xff\xfe",
-          b'{"instances": [{"a": ' + b"9" * 5000 + b"}]}", b'{"instances": [{"a": {"a": {}}}]}', b'{"instances": [[]]}']  # fmt: skip
+BODIES = [
+    *(b"", b"{", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 100_000),
+    b'{"instances": 5}',
+    b'{"instances": [NaN]}',
+    b'{"instances": [[]]}',
+    b'{"instances": [{"a": NaN}]}',
+    b'{"instances": [{"a": 1e999}]}',
+    b'{"instances": [{"a": {"a": {}}}]}',
+    b'{"instances": [{"a": 1, "b": "\\ud800"}]}',
+    b'{"instances": [{"a": 1, "\\ud800": 2}]}',
+    b'{"instances": ' + b"[" * 5000,
+    b'{"instances": [{"a": ' + b"9" * 5000 + b"}]}",
+]
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -174,7 +184,10 @@ def test_protocol_metadata_and_health(app):
     assert call(app, "GET", "/v2/health/live").json() == {"live": True}
     assert call(app, "GET", "/v2/models/m/ready").json()["ready"]
     metadata = call(app, "GET", "/v2/models/m/versions/3").json()
-    assert [(item["name"], item["datatype"], item["shape"]) for item in metadata["inputs"]] == [("a", "FP64", [-1, 1]), ("b", "BYTES", [-1, 1])]
+    assert [(item["name"], item["datatype"], item["shape"]) for item in metadata["inputs"]] == [
+        ("a", "FP64", [-1, 1]),
+        ("b", "BYTES", [-1, 1]),
+    ]
     assert [(item["name"], item["shape"]) for item in metadata["outputs"]] == [("prediction", [-1]), ("probabilities", [-1, 2])]
     assert "error" in call(app, "GET", "/v2/models/other").json()
     assert call(app, "GET", "/v2/models/m/versions/4").status == 404
@@ -263,12 +276,27 @@ def test_pictures_as_tensors(pictures, datatype, shape):
     assert answer["outputs"][0]["data"] == [item["prediction"] for item in expected]
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63) | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "name", "data", "shape", "parameters"]), inner, max_size=4), max_leaves=6)  # fmt: skip
-TENSOR = st.fixed_dictionaries({"name": st.sampled_from(["a", "b"]) | JSON}, optional={"shape": st.just([1]) | JSON, "datatype": st.sampled_from(["FP64", "BYTES", "BOOL", "UINT8"]) | JSON, "data": JSON, "parameters": JSON})  # fmt: skip
+KEYS = st.sampled_from(["a", "b", "name", "data", "shape", "parameters"])
+LEAVES = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63) | st.text(max_size=5)
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=6)
+TENSOR = st.fixed_dictionaries(
+    {"name": st.sampled_from(["a", "b"]) | JSON},
+    optional={
+        "shape": st.just([1]) | JSON,
+        "datatype": st.sampled_from(["FP64", "BYTES", "BOOL", "UINT8"]) | JSON,
+        "data": JSON,
+        "parameters": JSON,
+    },
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.fixed_dictionaries({}, optional={"instances": st.lists(JSON) | JSON, "inputs": st.lists(TENSOR) | JSON, "outputs": JSON, "id": JSON, "parameters": JSON}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={"instances": st.lists(JSON) | JSON, "inputs": st.lists(TENSOR) | JSON, "outputs": JSON, "id": JSON, "parameters": JSON},
+    )
+)
 def test_no_body_makes_a_replica_fail(runtime, body):
     app = Replica(runtime, TOKEN, "m")
     for path in ("/predict", "/v2/models/m/infer"):

@@ -71,7 +71,9 @@ class BinaryReader:
 
     def take(self, size: Any, name: str) -> bytes:
         if type(size) is not int or size < 0 or self._at + size > len(self._content):
-            raise bad(name, f"binary_data_size {str(size)[:20]} does not fit the {len(self._content) - self._at} bytes that follow the JSON")
+            raise bad(
+                name, f"binary_data_size {str(size)[:20]} does not fit the {len(self._content) - self._at} bytes that follow the JSON"
+            )
         self._at += size
         return bytes(self._content[self._at - size : self._at])
 
@@ -91,7 +93,8 @@ def _from_bytes(content: bytes, datatype: str, cells: int, name: str) -> NDArray
 
 def _split(content: bytes, cells: int, name: str) -> list[bytes]:
     """BYTES elements: each its length in 4 bytes, little-endian, and then itself."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(content) and len(found) <= cells:
         size = int.from_bytes(content[at : at + 4], "little")
         if at + 4 + size > len(content):
@@ -113,14 +116,17 @@ def _from_json(data: Any, datatype: str, name: str) -> NDArray[Any]:
         wanted = "b" if datatype == "BOOL" else "iuf" if datatype.startswith("FP") else "iu"
         if array.dtype.kind not in wanted:
             raise bad(name, f"data holds other values than {datatype}")
-        if array.dtype.kind in "iu" and datatype in _BOUNDS and not _BOUNDS[datatype][0] <= int(array.min()) <= int(array.max()) <= _BOUNDS[datatype][1]:
+        low, high = _BOUNDS.get(datatype, (-np.inf, np.inf))
+        if datatype in _BOUNDS and not low <= int(array.min()) <= int(array.max()) <= high:
             raise bad(name, f"data has values beyond {datatype}")
         return array.astype(TYPES[datatype]).reshape(-1)
     except (ValueError, OverflowError, RecursionError) as error:
         raise bad(name, "data is not a list of numbers, nested by the shape or flat") from error
 
 
-_BOUNDS = {name: (int(np.iinfo(kind).min), int(np.iinfo(kind).max)) for name, kind in TYPES.items() if "INT" in name}
+_BOUNDS = {
+    name: (int(limits.min), int(limits.max)) for name, kind in TYPES.items() if "INT" in name for limits in [np.iinfo(np.dtype(kind))]
+}
 
 
 def _flatten(data: Any, into: list[Any], depth: int = 0) -> None:

@@ -30,7 +30,7 @@ def bare(x: torch.Tensor, y: torch.Tensor) -> None:
         for start in range(0, len(x), 32):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(module(shuffled_x[start : start + 32]), shuffled_y[start : start + 32])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.item()
 
@@ -54,7 +54,7 @@ def main() -> None:
     y = (x[:, 0] > 0).long()
     pairs = [(seconds(bare, x, y), seconds(ours, x, y)) for _ in range(ROUNDS + 1)][1:]  # the first one warms up
     plain, mine = (min(times) for times in zip(*pairs, strict=True))  # the least disturbed of each
-    print(f"engine over bare loop: {mine / plain:.3f} (best of {ROUNDS}); {ROWS * EPOCHS / mine:,.0f} rows/s in batches of 32")
+    print(f"engine over bare loop: {mine / plain:.3f} (best of {ROUNDS}); {ROWS * EPOCHS / mine:,.0f} rows/s in batches of 32")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def _cast(spec: RunSpec, x: NDArray[Any]) -> NDArray[Any]:
 def _check_same_columns(fitted: Preprocessing, types: Mapping[str, str]) -> None:
     before = {field["name"]: field["type"] for field in fitted.inputs}
     if before != dict(types):
-        message = f"the model to start from reads the columns {', '.join(before)}, and this data has {', '.join(types)}; they must be the same"
+        message = (
+            f"the model to start from reads the columns {', '.join(before)}, and this data has {', '.join(types)}; they must be the same"
+        )
         raise Invalid.of([Violation("model.init", message)], code="invalid_spec")
 
 
@@ -117,7 +119,9 @@ def _split(spec: RunSpec, y: NDArray[Any], spans: Mapping[str, slice]) -> list[N
     if "validation" not in spans:
         train, validation = hold_out(train, labels, training.validation_fraction, training.seed, 2)
     if training.patience and not len(validation):
-        message = "early stopping watches the validation loss, and there are no validation rows; use more rows or a larger validation_fraction"
+        message = (
+            "early stopping watches the validation loss, and there are no validation rows; use more rows or a larger validation_fraction"
+        )
         raise Invalid.of([Violation("training.validation_fraction", message)], code="invalid_spec")
     if not len(train):
         raise _unusable("data", "no rows are left to train on; use more rows or smaller fractions")

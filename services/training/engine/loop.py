@@ -111,7 +111,7 @@ class Loop:
         for rows, (x, y) in self._shuffled():
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(module(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += (loss.item() if on_cpu else loss.detach()) * len(x)
             self.standing.step += 1
@@ -192,8 +192,8 @@ class Loop:
             self._report(len(self.train), standing.loss)
         self.events.beat("train")
         if standing.seconds > self.training.time_limit_seconds and not last:
-            limit = self.training.time_limit_seconds
-            raise AppError(f"{limit} s of training were over in epoch {standing.epoch} of {epochs}; raise time_limit_seconds, or lower epochs", code="time_limit")
+            limit = f"{self.training.time_limit_seconds} s of training were over in epoch {standing.epoch} of {epochs}"
+            raise AppError(f"{limit}; raise time_limit_seconds, or lower epochs", code="time_limit")
 
     def _save(self, last: bool) -> None:
         standing = self.standing

@@ -16,14 +16,15 @@ def make_optimizer(training: Training, parameters: Iterable[Parameter]) -> Optim
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "lbfgs":
         # No tolerance on change: the loop itself stops when an epoch brings nothing, and precision is what this one is chosen for.
-        return LBFGS(parameters, lr=rate, max_iter=20, history_size=20, tolerance_grad=1e-14, tolerance_change=0.0, line_search_fn="strong_wolfe")
+        tolerances = {"tolerance_grad": 1e-14, "tolerance_change": 0.0}
+        return LBFGS(parameters, lr=rate, max_iter=20, history_size=20, line_search_fn="strong_wolfe", **tolerances)
     kind: Any = {"sgd": SGD, "adam": Adam, "adamw": AdamW}[training.optimizer]
     extra = {"momentum": 0.9} if kind is SGD else {}
     return _lean(kind)(parameters, lr=rate, weight_decay=decay, fused=True, **extra)
 
 
 def skip_dynamo() -> None:
-    """Marks torch's wrapped methods as already excluded from compilation. Where torch has changed, nothing is skipped and nothing breaks."""
+    """Marks torch's wrapped methods as already excluded from compilation. Where torch has changed, nothing is skipped or broken."""
     for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
         wrapped = getattr(getattr(Optimizer, name), "__wrapped__", None)
         if wrapped is not None:

@@ -19,7 +19,7 @@ SPEC = {"task": "classification", "model": {"architecture": "mlp", "params": {"d
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "services.training.engine", str(folder)], cwd=ROOT, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "services.training.engine", str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def wait_for(folder: Path, kind: str, epoch: int) -> None:

@@ -63,8 +63,8 @@ def run(folder: Path, spec: RunSpec, events: Events) -> None:
 
 
 def _import_torch() -> None:
-    import services.training.engine.loop  # noqa: F401  # torch takes 2 s: it loads beside the data
     import libs.modelkit.export  # noqa: F401
+    import services.training.engine.loop  # noqa: F401  # torch takes 2 s: it loads beside the data
 
 
 def _load(spec: RunSpec, events: Events) -> tuple[Package | None, Prepared]:
@@ -175,9 +175,7 @@ def _evaluate(module: "nn.Module", prepared: Prepared, spec: RunSpec) -> tuple[d
 
 
 def _describe(spec: RunSpec, prepared: Prepared, metrics: Mapping[str, float], folder: Path) -> Package:
-    return Package(
-        spec.task, spec.architecture, spec.params, spec.training.dtype, prepared.preprocessing, prepared.target, metrics, folder
-    )
+    return Package(spec.task, spec.architecture, spec.params, spec.training.dtype, prepared.preprocessing, prepared.target, metrics, folder)
 
 
 def _export(package: Package, module: "nn.Module", prepared: Prepared) -> tuple[dict[str, NDArray[Any]], str]:

@@ -203,7 +203,9 @@ def test_events_tell_the_whole_run(train):
 
 
 def test_missing_cells_and_unknown_categories(train):
-    table = pa.table({"a": [1.0, None, 3.0, 4.0] * 10, "c": ["x", "y", None, "x"] * 10, "ok": [True, False, None, True] * 10, "y": ["n", "p"] * 20})
+    table = pa.table(
+        {"a": [1.0, None, 3.0, 4.0] * 10, "c": ["x", "y", None, "x"] * 10, "ok": [True, False, None, True] * 10, "y": ["n", "p"] * 20}
+    )
     runtime = train(table, training={"epochs": 1}, **MLP).runtime()
     assert {field.name: field.optional for field in runtime.signature.inputs} == {"a": True, "c": True, "ok": True}
     assert len(runtime.predict_records([{}, {"a": None, "c": "never seen", "ok": True}])) == 2
