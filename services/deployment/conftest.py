@@ -12,16 +12,18 @@ from sqlalchemy import select
 
 from lepton.accounts.v1 import accounts_service_pb2
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
+from lepton.deployment.v1 import deployment_service_pb2
 from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceStub, add_DeploymentServiceServicer_to_server
 from lepton.training.v1 import model_pb2
 from libs.db import Database
 from libs.db.infrastructure import outbox
 from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
 from libs.events import Event
-from libs.launcher import InMemoryLauncher, InMemoryProcess, Launcher
-from libs.rpc import Client, Server, Signer, Verifier, generate_key
+from libs.launcher import InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
+from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
+from services.deployment import repository
 from services.deployment.changes import Changes
 from services.deployment.handlers.admission import Peers
 from services.deployment.reconciler import Reconciler
@@ -148,6 +150,35 @@ class World:
 
 async def _one(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+async def ship(world: World, folder: Path) -> None:
+    """Makes the model package in `folder` the model wdbc@1."""
+    stored = {path: await world.store.put_file(path) for path in sorted(folder.iterdir())}  # noqa: ASYNC240
+    files = [{"path": path.name, "digest": kept.digest, "size_bytes": kept.size} for path, kept in stored.items()]
+    world.training.models["wdbc@1"] = files
+
+
+def running(world: World) -> Reconciler:
+    """A reconciler whose replicas are real processes."""
+    return Reconciler(world.database, world.peers, SubprocessLauncher(), world.store, world.changes, world.settings)
+
+
+async def run_owner(database_url: str, work_dir: str, package: str, socket_folder: str) -> None:
+    """A platform with the endpoint wdbc of workspace acme, two replicas; runs until it is killed."""
+    async with migrated_database("services.deployment", database_url) as database:
+        settings = Settings(work_dir=work_dir)
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        await ship(world, Path(package))
+        reconciler = running(world)
+        await reconciler.start()
+        async with serving(world, reconciler, Path(socket_folder)) as client:
+            async with database.read() as session:
+                known = await repository.find_endpoint(session, "acme", "wdbc")
+            if not known:
+                with acting_for("acme"):
+                    await client.CreateEndpoint(deployment_service_pb2.CreateEndpointRequest(name="wdbc", model="wdbc@1", replicas=2))
+            await asyncio.Event().wait()
 
 
 @pytest.fixture

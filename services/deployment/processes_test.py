@@ -1,0 +1,141 @@
+"""Real replicas: they answer soon, are replaced when they are killed, and end with whoever ran them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from lepton.deployment.v1 import deployment_service_pb2 as pb
+from libs.modelkit import package as packages
+from libs.modelkit.export import export
+from libs.modelkit.package import Package
+from libs.modelkit.preprocessing import fit_table
+from libs.modelkit.target import fit_target
+from libs.rpc import Client, acting_for
+from libs.testing import migrated_database
+from services.deployment import repository
+from services.deployment.conftest import World, running, serving, ship
+from services.deployment.runner import is_healthy
+from services.deployment.tables import Endpoint, Replica
+
+Eventually = Callable[..., Any]
+OWNER = "import asyncio, sys; from services.deployment.conftest import run_owner; asyncio.run(run_owner(*sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fitted = fit_table({"a": np.array([1.0, 2.0, 4.0])}, {"a": "double"})
+    target = fit_target("y", "double", np.array([10.0, 20.0, 40.0]), classify=False)
+    module = torch.nn.Linear(1, 1).double()
+    made = Package("regression", "linear", {}, "float64", fitted, target, {}, tmp_path_factory.mktemp("package"))
+    packages.write(made, {name: tensor.numpy() for name, tensor in module.state_dict().items()})
+    assert export(module, np.ones((2, 1)), made.folder) == ""
+    return made.folder
+
+
+@pytest.fixture
+async def deployment(world: World, package: Path, tmp_path: Path) -> AsyncIterator[Client]:
+    await ship(world, package)
+    reconciler = running(world)
+    await reconciler.start()
+    async with serving(world, reconciler, tmp_path) as client:
+        yield client
+    await reconciler.stop()
+    assert not [p for p in psutil.Process().children(recursive=True) if "services.deployment.replica" in p.cmdline()]
+
+
+async def resolve(deployment: Client) -> pb.ReplicaAddress:
+    return (await deployment.ResolveEndpoint(pb.ResolveEndpointRequest(workspace="acme", name="wdbc", wait_seconds=30))).replicas[0]
+
+
+async def answers(address: pb.ReplicaAddress) -> bool:
+    host, _, port = address.url.removeprefix("http://").partition(":")
+    return await is_healthy(host, int(port), address.token, 2)
+
+
+def pid_of(address: pb.ReplicaAddress) -> int:
+    port = int(address.url.rpartition(":")[2])
+    found = [p.pid for p in psutil.Process().children(recursive=True) for c in p.net_connections("inet") if c.laddr.port == port]
+    return found[0]
+
+
+async def test_the_first_answer_comes_soon_and_a_killed_replica_is_replaced(deployment: Client, world: World) -> None:
+    start = time.monotonic()
+    with acting_for("acme"):
+        await deployment.CreateEndpoint(pb.CreateEndpointRequest(name="wdbc", model="wdbc@1"))
+    first = await resolve(deployment)
+    assert time.monotonic() - start < 5  # 0.5 s on an idle machine
+    assert await answers(first)
+    os.kill(pid_of(first), signal.SIGKILL)
+    # A router whose connection broke asks again at once.
+    second = await resolve(deployment)
+    assert second.id != first.id and second.token != first.token
+    assert await answers(second)
+    assert not await answers(first)
+
+
+async def test_a_replica_that_cannot_start_says_why(world: World, deployment: Client, eventually: Eventually) -> None:
+    await world.add_model("broken@1", b"no json")
+    with acting_for("acme"):
+        await deployment.CreateEndpoint(pb.CreateEndpointRequest(name="broken", model="broken"))
+
+        async def told() -> str:
+            endpoint = await deployment.GetEndpoint(pb.GetEndpointRequest(name="broken"))
+            return endpoint.error.detail
+
+        assert "model.json" in await eventually(told, 20)
+
+
+async def test_kill_9_of_the_platform_ends_replicas_and_the_next_one_starts_them_again(
+    package: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/deployment.db"
+
+    def start(turn: int) -> "subprocess.Popen[bytes]":
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        return subprocess.Popen([sys.executable, "-c", OWNER, url, tmp_path / "work", package, folder])
+
+    async def ready_pids() -> list[int]:
+        try:
+            async with migrated_database("services.deployment", url) as database, database.read() as session:
+                endpoint: Endpoint | None = await repository.find_endpoint(session, "acme", "wdbc")
+                live: list[Replica] = (await repository.live_replicas(session, [endpoint]))[endpoint.id] if endpoint else []
+        except Exception:
+            return []
+        pids = [int(replica.handle.split(":")[0]) for replica in live if replica.state == "ready"]
+        return pids if len(pids) == 2 and all(psutil.pid_exists(pid) for pid in pids) else []
+
+    first = start(1)
+    before = await eventually(ready_pids, 40)
+    first.kill()
+    first.wait()
+    second = start(2)
+    after = await eventually(lambda: _others(ready_pids, before), 40)
+
+    async def gone() -> bool:
+        return not any(psutil.pid_exists(pid) for pid in before)
+
+    await eventually(gone, 10)
+    assert set(after).isdisjoint(before)
+    second.kill()
+    second.wait()
+
+    async def all_gone() -> bool:
+        return not any(psutil.pid_exists(pid) for pid in after)
+
+    await eventually(all_gone, 10)
+
+
+async def _others(look: Callable[[], Any], before: list[int]) -> list[int]:
+    found = await look()
+    return found if set(found).isdisjoint(before) else []
