@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvloop
@@ -109,18 +110,18 @@ def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
         storage=wiring.storage,
         telemetry_url=wiring.telemetry_url,
     )
-    home = wiring.home
+
+    def with_folder(name: str) -> dict[str, Any]:
+        return {**wiring.of(name), "work_dir": wiring.work_dir(name)}
+
     return [
         log,
         InService("accounts", accounts.build(account_settings, log)),
         InService("compute", compute.build(compute_settings, log)),
         InService("compute", compute.build_agent(compute_settings)),
-        InService("data", data.build(DataSettings(**wiring.of("data")), log)),
-        InService("training", training.build(TrainingSettings(**wiring.of("training"), work_dir=str(home.work / "training")), log)),
-        InService(
-            "deployment",
-            deployment.build(DeploymentSettings(**wiring.of("deployment"), work_dir=str(home.work / "deployment")), log),
-        ),
+        InService("data", data.build(DataSettings(**with_folder("data")), log)),
+        InService("training", training.build(TrainingSettings(**with_folder("training")), log)),
+        InService("deployment", deployment.build(DeploymentSettings(**with_folder("deployment")), log)),
         InService("marketplace", marketplace.build(MarketplaceSettings(**wiring.of("marketplace")), log)),
         InService("gateway", Gateway(gateway_settings)),
     ]

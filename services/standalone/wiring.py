@@ -39,6 +39,10 @@ class Wiring:
     def private_key(self) -> SecretStr:
         return SecretStr(self.home.identity_key())
 
+    def work_dir(self, name: str) -> str:
+        """Where the service `name` puts what it works on."""
+        return str(self.home.work / name)
+
     def of(self, name: str) -> dict[str, Any]:
         """What `ServiceSettings` of the service `name` takes."""
         return {

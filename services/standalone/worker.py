@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from libs import telemetry
+from libs.events import open_event_log
 from libs.lifecycle import Lifecycle
-from libs.tasks import Worker
+from libs.tasks import TaskQueue, Worker
+from libs.telemetry import InService
 from services.data import main as data
 from services.data.settings import Settings as DataSettings
 from services.standalone.home import Home
@@ -33,10 +35,15 @@ def main(path: str) -> None:
 
 
 async def _work(wiring: Wiring) -> None:
-    data_part, data_queue = data.build_worker(DataSettings(**wiring.of("data")))
-    training_settings = TrainingSettings(**wiring.of("training"), work_dir=str(wiring.home.work / "training"))
-    training_part, training_queue = training.build_worker(training_settings)
-    await Lifecycle([data_part, training_part, Worker([data_queue, training_queue])]).run()
+    data_settings = DataSettings(**wiring.of("data"), work_dir=wiring.work_dir("data"))
+    training_settings = TrainingSettings(**wiring.of("training"), work_dir=wiring.work_dir("training"))
+    log = open_event_log(data_settings.events)
+    queues = [TaskQueue(name, wiring.broker) for name in ("data", "training")]
+    parts = [
+        InService("data", data.build_worker(data_settings, log, queues[0])),
+        InService("training", training.build_worker(training_settings, log, queues[1])),
+    ]
+    await Lifecycle([log, *queues, *parts, Worker(queues)]).run()
 
 
 if __name__ == "__main__":

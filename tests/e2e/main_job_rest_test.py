@@ -107,8 +107,12 @@ def test_data_to_money(platform: Platform, http: httpx.Client) -> None:
     # Serve raw records, in both protocols.
     ok(http.post("/v1/endpoints", json={"name": "wdbc", "model": "wdbc@1"}), 201)
     record, truth = data.a_row(3)
-    answered = ok(http.post("/v1/endpoints/wdbc/predict", json={"instances": [record, {**record, "mean_radius": None}]}))
+    answered = ok(http.post("/v1/endpoints/wdbc/predict", json={"instances": [record, record]}))
     assert [p["prediction"] for p in answered["predictions"]] == [truth, truth]
+    for wrong in ({"mean_radius": None}, {"mean_radius": "wide"}, {"mean_radios": 1.0}):
+        refused = http.post("/v1/endpoints/wdbc/predict", json={"instances": [record, {**record, **wrong}]})
+        assert refused.status_code == 422, refused.text
+        assert refused.json()["errors"][0]["field"].startswith("instances[1]")
     ready(http, "/v1/endpoints/wdbc")
     metadata = ok(http.get("/v2/models/wdbc"))
     inputs = [
