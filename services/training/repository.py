@@ -68,10 +68,11 @@ async def controls_of_all_workspaces(session: AsyncSession, ids: Sequence[str]) 
     return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
-async def pulses_of_all_workspaces(session: AsyncSession, ids: Sequence[str]) -> dict[str, tuple[int, object]]:
+async def pulses_of_all_workspaces(session: AsyncSession, ids: Sequence[str]) -> dict[str, tuple[object, ...]]:
     """By id: what changes whenever a watcher has something to hear."""
-    rows = await session.execute(select(TrainingJob.id, TrainingJob.last_event, TrainingJob.progress).where(TrainingJob.id.in_(ids)))
-    return {row[0]: (row[1], row[2]) for row in rows}
+    columns = (TrainingJob.id, TrainingJob.last_event, TrainingJob.progress, TrainingJob.reason)
+    rows = await session.execute(select(*columns).where(TrainingJob.id.in_(ids)))
+    return {row[0]: tuple(row[1:]) for row in rows}
 
 
 async def find_job_of_allocation(session: AsyncSession, workspace: str, allocation_id: str) -> TrainingJob | None:

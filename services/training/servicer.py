@@ -77,7 +77,7 @@ class TrainingServicer(Edge, TrainingServiceServicer):
 
     async def WatchTrainingJob(self, request: pb.WatchTrainingJobRequest, context: Any) -> AsyncIterator[pb.WatchTrainingJobResponse]:
         workspace, position = self.workspace, _position(request.after, "after")
-        progress: object = None
+        shown: object = None
         with self._pulse.watching(request.id) as changed:
             while not self._pulse.stopped:
                 changed.clear()
@@ -91,9 +91,9 @@ class TrainingServicer(Edge, TrainingServiceServicer):
                     continue
                 if State(job.state).ended and position >= job.last_event:
                     return
-                if job.progress != progress and not State(job.state).ended:
+                if (standing := (job.progress, job.reason)) != shown and not State(job.state).ended:
                     # Not kept, therefore without a place of its own to resume from.
-                    progress = job.progress
+                    shown = standing
                     yield pb.WatchTrainingJobResponse(event_id=str(position), job=wire.job_message(job))
                 await changed.wait()
 

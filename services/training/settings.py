@@ -18,9 +18,9 @@ class Settings(ServiceSettings):
     # Compute takes an allocation back that was not renewed for so long.
     allocation_lease_seconds: int = 30
     reconcile_seconds: float = 0.5
-    # A process that says nothing for so long is ended; before its first word it has `startup_seconds`.
+    # A process that says nothing for so long is ended; before its first step, while it loads, it has `startup_seconds`.
     hang_seconds: float = 60.0
-    startup_seconds: float = 120.0
+    startup_seconds: float = 300.0
     # Between SIGTERM and SIGKILL; with it a cancel takes effect within 2 s.
     stop_grace_seconds: float = 1.0
     max_log_lines: int = 10_000

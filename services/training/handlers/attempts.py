@@ -83,11 +83,15 @@ async def held(unit: Unit, lease: Lease) -> TrainingJob:
     return job
 
 
-async def claim(unit: Unit, *, workspace: str, job_id: str, holder: str, seconds: float, now: float) -> tuple[Lease, TrainingJob] | None:
-    """Takes a job that waits for a worker; None when it does not, or no longer."""
+async def claim(
+    unit: Unit, *, workspace: str, job_id: str, holder: str, seconds: float, now: float, node: str = ""
+) -> tuple[Lease, TrainingJob] | None:
+    """Takes a job that waits for a worker on `node` (empty: any); None when it does not, or no longer."""
     job = await repository.find_job(unit.session, workspace, job_id, lock=True)
     if job is None or job.state != State.STARTING or job.lease_holder or job.not_before > now:
         return None
+    if node and job.node != node:
+        return None  # A message reaches any worker; that of the node looks by itself.
     job.claim(holder, now + seconds, now)
     await announce(unit, job)
     return Lease(workspace, job_id, holder, job.lease_token), job

@@ -216,7 +216,7 @@ class Attempt:
         if self._launched is None:
             return
         silent_since = self._story.heard or self._launched
-        patience = settings.hang_seconds if self._story.heard else settings.startup_seconds
+        patience = settings.hang_seconds if self._story.progress else settings.startup_seconds
         if now - silent_since > patience:
             self.stop(Stop.HUNG)
 

@@ -95,6 +95,7 @@ class Supervisor:
                 holder=self.holder,
                 seconds=tools.settings.lease_seconds,
                 now=tools.clock(),
+                node=tools.settings.node,
             )
             if claimed is None:
                 return
