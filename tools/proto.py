@@ -7,7 +7,6 @@ types meanwhile sees each file old or new, never torn or missing.
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -88,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
