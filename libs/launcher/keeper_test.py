@@ -14,7 +14,7 @@ async def test_a_killed_program_is_started_again() -> None:
     first = keeper.pid
     os.kill(first, signal.SIGKILL)
     async with asyncio.timeout(10):
-        while keeper.pid in (0, first):
+        while keeper.pid in (0, first):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     second = keeper.pid
     await keeper.stop()

@@ -26,7 +26,6 @@ class TaskQueue:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._in_hand: set[asyncio.Task[Any]] = set()
         self._cancelled = False
-        self._cancelling = False
         self._functions: dict[str, Callable[..., None]] = {}
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"{service}-tasks")
         self._tracer = trace.get_tracer(service)
@@ -43,16 +42,10 @@ class TaskQueue:
                 raise RuntimeError(f"task {name} came before the worker started")
             work = self._traced(name, function, dict(task.request.headers or {}), kwargs)
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
-            self._in_hand.add(future)
-            if self._cancelling:
-                # The coroutine may have begun before it was in the set that `cancel_all` saw.
-                future.cancel()
             try:
                 future.result()
             except CancelledError:
                 log.info("task_cancelled", task=name)
-            finally:
-                self._in_hand.discard(future)
 
         self._functions[self._full_name(name)] = run
 
@@ -71,10 +64,10 @@ class TaskQueue:
             log.warning("task_enqueue_failed", task=name, reason="stopping")
 
     def cancel_all(self) -> None:
-        """Cancels the coroutines in hand, and those that still come; their threads return."""
-        self._cancelling = True
-        for future in list(self._in_hand):
-            future.cancel()
+        """Cancels the coroutines in hand, and those that still come; their threads return. Only from the worker's event loop."""
+        self._cancelled = True
+        for task in list(self._in_hand):
+            task.cancel()
 
     async def start(self) -> None:
         return None

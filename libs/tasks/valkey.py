@@ -34,7 +34,7 @@ class ValkeyBroker:
     async def start(self) -> None:
         await self._keeper.start()
         async with asyncio.timeout(10):
-            while not self._socket.exists():
+            while not self._socket.exists():  # noqa: ASYNC110 (another process makes it)
                 await asyncio.sleep(0.01)
 
     async def stop(self) -> None:

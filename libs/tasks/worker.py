@@ -9,7 +9,7 @@ from celery.worker import WorkController
 from libs.tasks.queue import TaskQueue, celery_app
 
 
-class _Controller(WorkController):  # type: ignore[misc]
+class _Controller(WorkController):
     """Celery's worker without its own event loop, which is one for all of a process."""
 
     def should_use_eventloop(self) -> bool:

@@ -105,7 +105,13 @@ class SqliteTraceStore:
             raise
         finally:
             connection.close()
-        return [Span(*row[:-1], **{"attributes": orjson.loads(row[-1])}) for row in rows]
+        return [_span(*row) for row in rows]
+
+
+def _span(
+    trace_id: str, span_id: str, parent_id: str, name: str, service: str, start_ns: int, end_ns: int, status: str, attributes: str
+) -> Span:
+    return Span(trace_id, span_id, parent_id, name, service, start_ns, end_ns, status, orjson.loads(attributes))
 
 
 def _row(span: ReadableSpan) -> tuple[str | int, ...]:
