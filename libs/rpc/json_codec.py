@@ -260,13 +260,15 @@ def _enum(field: FieldDescriptor, value: Any) -> int:
 
 
 def _integer(value: Any, least: int, most: int) -> int:
+    exact = value
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+        # What a parser makes of more digits than 64 bits hold is a float, and no longer the number that was written.
+        exact = int(value) if abs(value) <= 2**53 else most + 1
+    if not isinstance(exact, int) or isinstance(exact, bool):
         raise _Refused(f"must be a whole number, got {_shown(value)}")
-    if not least <= value <= most:
+    if not least <= exact <= most:
         raise _Refused(f"must be a whole number from {least} to {most}, got {_shown(value)}")
-    return value
+    return exact
 
 
 def _double(value: Any) -> float:

@@ -80,6 +80,7 @@ def test_values_of_every_kind() -> None:
         ({"training": {"epochs": -1}}, "training.epochs", "must be a whole number from 0 to 4294967295, got -1"),
         ({"training": {"epochs": 10**400}}, "training.epochs", "must be a whole number from 0 to 4294967295, got a very large number"),
         ({"training": {"seed": 2**64}}, "training.seed", f"must be a whole number from 0 to {2**64 - 1}, got {2**64}"),
+        ({"training": {"seed": 1e19}}, "training.seed", f"must be a whole number from 0 to {2**64 - 1}, got 1e+19"),
         ({"training": [1]}, "training", "must be an object, got a list"),
         ({"training": {"double_precision": "yes"}}, "training.double_precision", 'must be true or false, got the text "yes"'),
         ({"features": "a"}, "features", 'must be a list, got the text "a"'),

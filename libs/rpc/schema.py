@@ -106,7 +106,7 @@ class Schemas:
         if comment := self.comment(descriptor.full_name):
             schema["description"] = comment
         schema["properties"] = {field.name: self._field(field, sent=sent) for field in fields}
-        if required := [field.name for field in fields if (rules_of(field).required if sent else not field.has_presence)]:
+        if required := [field.name for field in fields if (must_be_sent(field) if sent else not field.has_presence)]:
             schema["required"] = required
         if sent:
             schema["additionalProperties"] = False
@@ -148,7 +148,18 @@ class Schemas:
         schema: Schema = {"type": "string"}
         if rules.pattern:
             schema["pattern"] = f"^(?:{rules.pattern})$" if required else f"^(?:{rules.pattern})?$"
+        elif sent:
+            # What the codec refuses everywhere.
+            schema["pattern"] = r"^[^\x00]*$"
         return schema
+
+
+def must_be_sent(field: FieldDescriptor) -> bool:
+    """It is required, or what it is when left out breaks its bounds."""
+    rules = rules_of(field)
+    if rules.required or field.has_presence:
+        return rules.required
+    return bool(rules.min_size) or rules.gte > 0 or (rules.HasField("gt") and rules.gt >= 0) or (rules.HasField("lte") and rules.lte < 0)
 
 
 def _integer(field: FieldDescriptor, rules: options_pb2.Rules, required: bool) -> Schema:

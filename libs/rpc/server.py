@@ -219,7 +219,7 @@ def _answering(method: _Method, context: grpc.aio.ServicerContext) -> Iterator[C
     ) as span:
 
         def failure(error: Exception) -> AppError:
-            problem = error if isinstance(error, AppError) else AppError("the platform made a mistake; the trace id finds it in the logs")
+            problem = _problem_of(method, error)
             if problem.entry.grpc == "INTERNAL":
                 _log.error("rpc_failed", method=method.path, exc_info=error)
             if problem.entry.http >= 500:
@@ -228,6 +228,14 @@ def _answering(method: _Method, context: grpc.aio.ServicerContext) -> Iterator[C
             return problem
 
         yield failure
+
+
+def _problem_of(method: _Method, error: Exception) -> AppError:
+    if isinstance(error, AppError):
+        return error
+    if isinstance(error, NotImplementedError):
+        return AppError(f"{method.name} is not offered", code="unimplemented")
+    return AppError("the platform made a mistake; the trace id finds it in the logs")
 
 
 async def _abort(context: Any, error: AppError) -> NoReturn:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 
+import uvloop
 from fastapi import FastAPI
 
 from libs import telemetry
@@ -97,7 +98,8 @@ def run(settings: GatewaySettings) -> None:
 
     telemetry.setup("gateway", url=settings.telemetry_url, level=settings.log_level)
     try:
-        asyncio.run(serve())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
     finally:
         telemetry.shutdown()
 

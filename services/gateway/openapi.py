@@ -47,7 +47,7 @@ def build(operations: Sequence[Operation]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"bearer": []}, {"header": []}],
+        "security": [{"bearer": []}],
         "tags": [{"name": tag} for tag in tags],
         "paths": paths,
         "components": {
@@ -59,13 +59,7 @@ def build(operations: Sequence[Operation]) -> dict[str, Any]:
                 }
             },
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
-                "header": {
-                    "type": "apiKey",
-                    "in": "header",
-                    "name": "x-api-key",
-                    "description": "The same key, for clients that cannot set the other one.",
-                },
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key. `x-api-key: KEY` is taken, too."}
             },
         },
     }

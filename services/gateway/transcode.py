@@ -20,7 +20,7 @@ from libs.errors import Invalid, Violation
 from libs.rpc import Client, validate
 from libs.rpc.json_codec import dump, from_text, parse
 from libs.rpc.names import descriptor_of
-from libs.rpc.schema import Schemas
+from libs.rpc.schema import Schemas, must_be_sent
 from services.gateway import documents
 from services.gateway.examples import EXAMPLES
 from services.gateway.messages import idempotency_key, json_response, query_values, read_json
@@ -138,7 +138,7 @@ class _Transcoded:
             schema = schemas.sent(self._input, without=self._rule.path_fields)
             example = EXAMPLES.get(self._method.name)
             body = documents.content("application/json", schema, **({"example": example} if example else {}))
-            body["required"] = bool(example) or any(True for field in self._input.fields if field.name not in self._rule.path_fields)
+            body["required"] = any(must_be_sent(f) for f in self._input.fields if f.name not in self._rule.path_fields)
         if output.fields:
             done = documents.answer("Done.", "application/json", schemas.received(output))
             if self._location:

@@ -100,5 +100,5 @@ def _describe(schemas: Schemas) -> dict[str, Any]:
             documents.parameter("path", "id", documents.NAME),
             documents.parameter("header", "Last-Event-ID", {"type": "string", "maxLength": 100}, "Continue after this event."),
         ],
-        answers={"200": documents.answer("The events.", "text/event-stream", {"type": "string"})},
+        answers={"200": documents.answer("The events.", "text/event-stream", {})},
     )
