@@ -77,9 +77,8 @@ def main() -> None:
         print(f"8. its invoice {invoice.number}: {invoice.total}; our earnings: {client.account.earnings().net}")
 
     trace = client.traces.get(job.trace_id)
-    print(
-        f"9. one trace of {len(trace.spans)} spans through {len({span.service for span in trace.spans})} services: lepton trace {job.trace_id}"
-    )
+    services = {span.service for span in trace.spans}
+    print(f"9. one trace of {len(trace.spans)} spans through {len(services)} services: lepton trace {job.trace_id}")
 
     client.listings.withdraw(name)
     client.endpoints.delete(name)

@@ -22,6 +22,7 @@ R = TypeVar("R")
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 _CELL = 60
+_WHOLE = ("id", "name", "slug", "number", "state", "model_version", "create_time")  # to be copied, so never folded
 _ROWS = 50
 
 
@@ -164,7 +165,7 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> "Table"
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(name), overflow="fold", no_wrap=name in _WHOLE)
     for row in rows:
         table.add_row(*(Text(show(cell, 300)) for cell in row))
     return table

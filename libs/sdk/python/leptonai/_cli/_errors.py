@@ -81,7 +81,7 @@ def _advice(violations: Sequence[Violation], detail: str) -> str:
     if further:
         return "; ".join(further[:5]) + (f"; and {len(further) - 5} more" if len(further) > 5 else "")
     options = list(dict.fromkeys(option for violation in violations for option in violation.suggestions))
-    return f"it takes {' or '.join(options[:10])}" if options else ""
+    return f"accepted: {', '.join(options[:10])}" if options else ""
 
 
 def _by_kind(error: APIError, words: list[str]) -> str:

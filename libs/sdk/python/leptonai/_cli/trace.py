@@ -44,7 +44,7 @@ def _draw(found: Trace) -> None:
     table.add_column("", no_wrap=True, min_width=BAR)
     for branch, (_, span) in zip(branches([depth for depth, _ in tree]), tree, strict=True):
         failed = span.status.lower() not in ("", "ok", "unset", "status_code_unset", "status_code_ok")
-        name = Text(branch, style="dim").append(clean(span.name), style="bold red" if failed else "")
+        name = Text().append(branch, style="dim").append(clean(span.name), style="bold red" if failed else "")
         table.add_row(
             name,
             Text(clean(span.service)),
