@@ -32,8 +32,10 @@ from services.training.tables import TrainingJob
 
 log = structlog.get_logger()
 
-TICK_SECONDS = 0.05
-WRITE_SECONDS = 0.1
+# Until the first step, which somebody waits for; then less often, because the run needs the processor more.
+FIRST_TICK_SECONDS = 0.05
+TICK_SECONDS = 0.1
+WRITE_SECONDS = 0.2
 CHECKPOINT_SECONDS = 2.0
 PERSIST_SECONDS = 60.0
 MAX_WAITING = 5000
@@ -197,7 +199,7 @@ class Attempt:
                 log.exception("run_keeping_failed", job_id=self.job.id)
                 await asyncio.sleep(0.5)
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_SECONDS):
+                async with asyncio.timeout(TICK_SECONDS if self._story.progress else FIRST_TICK_SECONDS):
                     await self._closing.wait()
 
     def _listen(self) -> None:

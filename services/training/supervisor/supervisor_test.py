@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -303,3 +304,34 @@ async def test_jobs_wait_for_room_and_say_so(platform: Platform, engine: Engine)
         assert (await platform.ended(job_id)).state == "succeeded"
     async with platform.database.read() as session:
         assert await repository.model_names(session, "acme") == ["m0", "m1", "m2"]
+
+
+async def test_a_lost_message_only_delays(platform: Platform, engine: Engine) -> None:
+    platform.hint = lambda workspace, job_id: None  # type: ignore[method-assign]
+    await platform.worker(command=engine("step(); finish()"))
+    assert (await platform.ended((await platform.submit()).id)).state == "succeeded"
+
+
+async def test_a_worker_takes_what_its_node_was_given(platform: Platform, engine: Engine) -> None:
+    settings = platform.tools.settings
+    await platform.worker(settings=settings.model_copy(update={"node": "n2"}))
+    job_id = (await platform.submit()).id
+    await platform.in_state(job_id, "starting")
+    await asyncio.sleep(0.3)
+    assert (await platform.job(job_id)).attempts == 0
+    await platform.worker(settings=settings.model_copy(update={"node": "n1"}), command=engine("step(); finish()"))
+    assert (await platform.ended(job_id)).state == "succeeded"
+
+
+async def test_leases_of_a_dead_worker_on_this_machine_end_with_the_next_start(tmp_path: Path, engine: Engine) -> None:
+    async with running_platform(tmp_path) as platform:
+        job_id = (await platform.submit()).id
+        await platform.in_state(job_id, "starting")
+        async with platform.database.unit() as unit:
+            held = await attempts.claim(
+                unit, workspace="acme", job_id=job_id, holder=f"{socket.gethostname()}:4194399:x", seconds=600, now=time.time()
+            )
+        assert held
+        await platform.worker(command=engine("step(); finish()"))
+        job = await platform.ended(job_id)
+        assert (job.state, job.attempts, job.losses) == ("succeeded", 2, 1)
