@@ -130,12 +130,11 @@ def _check_classes(target: str, figures: Mapping[str, Any], rows: int) -> list[V
         return []
     if classes < 2:
         return [Violation("target", f"'{target}' has one class only; a classifier needs at least two different values")]
-    if rows < classes:
-        return [
-            Violation("target", f"'{target}' has {classes} classes and there are only {rows} rows; add rows, or use regression for numbers")
-        ]
-    if classes > MAX_CLASSES or (classes > 20 and classes == rows):
-        message = f"'{target}' has {classes} different values in {rows} rows; a class needs several rows (and there can be {MAX_CLASSES})"
+    if rows <= classes:
+        message = f"'{target}' has {classes} classes and there are only {rows} rows; a class needs several"
+        return [Violation("target", f"{message}: add rows, or use regression for numbers")]
+    if classes > MAX_CLASSES:
+        message = f"'{target}' has {classes} different values; there can be {MAX_CLASSES} classes"
         return [Violation("target", f"{message}; for numbers use regression")]
     return []
 
