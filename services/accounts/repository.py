@@ -45,9 +45,13 @@ async def first_workspace(session: AsyncSession) -> Workspace | None:
     return (await session.execute(select(Workspace).where(Workspace.first))).scalar()
 
 
-async def workspaces_of(session: AsyncSession, member: str, after: str | None = None, limit: int = 1000) -> list[tuple[Workspace, int]]:
-    """Workspaces and the member's role in each, by name."""
+async def workspaces_of(
+    session: AsyncSession, member: str, after: str | None = None, limit: int = 1000, *, only: str | None = None
+) -> list[tuple[Workspace, int]]:
+    """Workspaces and the member's role in each, by name; of them `only` one, if that is asked."""
     query = select(Workspace, Member.role).join(Member, Member.workspace == Workspace.name).where(Member.email == member)
+    if only is not None:
+        query = query.where(Workspace.name == only)
     if after is not None:
         query = query.where(Workspace.name > after)
     return [(found, role) for found, role in await session.execute(query.order_by(Workspace.name).limit(limit))]

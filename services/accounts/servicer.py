@@ -49,7 +49,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
     async def ListWorkspaces(self, request: pb.ListWorkspacesRequest, context: Any) -> pb.ListWorkspacesResponse:
         size, after = page_size(request.page_size), start_after(request.page_token)
         async with self.read() as session:
-            found = await repository.workspaces_of(session, self.member, after, size + 1)
+            found = await repository.workspaces_of(session, self.member, after, size + 1, only=await self._only(session))
         messages = [wire.workspace_message(workspace, role) for workspace, role in found[:size]]
         return pb.ListWorkspacesResponse(workspaces=messages, next_page_token=_next(found, messages, size, "name"))
 
@@ -63,6 +63,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
                 display_name=request.display_name,
                 plan=request.plan,
                 owned_limit=self.settings.workspaces_per_member,
+                confined=await self._only(unit.session) is not None,
                 now=self.clock(),
             )
             answer = pb.CreateWorkspaceResponse(
@@ -75,7 +76,9 @@ class AccountsServicer(Edge, AccountsServiceServicer):
 
     async def GetWorkspace(self, request: pb.GetWorkspaceRequest, context: Any) -> workspace_pb2.Workspace:
         async with self.read() as session:
-            workspace, role = await handlers.get_workspace(session, name=request.name, member=self.member, role=self.caller.role)
+            workspace, role = await handlers.get_workspace(
+                session, name=request.name, member=self.member, role=self.caller.role, only=await self._only(session)
+            )
             return wire.workspace_message(workspace, role)
 
     async def UpdateWorkspace(self, request: pb.UpdateWorkspaceRequest, context: Any) -> workspace_pb2.Workspace:
@@ -88,6 +91,7 @@ class AccountsServicer(Edge, AccountsServiceServicer):
                 name=request.name,
                 display_name=request.display_name if request.HasField("display_name") else None,
                 plan=request.plan if request.HasField("plan") else None,
+                only=await self._only(unit.session),
                 now=self.clock(),
             )
             return await unit.reply(wire.workspace_message(workspace, role))
@@ -135,6 +139,8 @@ class AccountsServicer(Edge, AccountsServiceServicer):
                 role=self.caller.role,
                 name=request.name,
                 asked=request.role,
+                key_id=self.caller.key_id,
+                whose=request.member,
                 now=self.clock(),
             )
             answer = pb.CreateApiKeyResponse(api_key=wire.api_key_message(key, first=workspace.first))
@@ -225,6 +231,11 @@ class AccountsServicer(Edge, AccountsServiceServicer):
         if workspace is None:
             raise NotFound(f"there is no workspace '{self.workspace}'")
         return workspace
+
+    async def _only(self, session: Any) -> str | None:
+        """The workspace beyond which a confined key sees nothing; None for any other caller."""
+        confined = await handlers.is_confined(session, workspace=self.workspace, member=self.member, key_id=self.caller.key_id)
+        return self.workspace if confined else None
 
     async def _drafts(self, session: Any) -> list[billing_pb2.Invoice]:
         """Of the running month, and of earlier ones that are not issued yet; newest first."""

@@ -54,6 +54,8 @@ class ApiKey(Table, table=True):
     prefix: str
     sha256: bytes = Field(sa_type=LargeBinary, unique=True)
     role: int
+    # Made by others than its member, or with such a key. E-mails are not verified: it must not reach what the member has elsewhere.
+    confined: bool = False
     create_time: float
     revoke_time: float | None = None
 

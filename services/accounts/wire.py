@@ -56,6 +56,7 @@ def api_key_message(key: ApiKey, *, first: bool) -> workspace_pb2.ApiKey:
         member=key.member,
         create_time=timestamp(key.create_time),
         revoke_time=None if key.revoke_time is None else timestamp(key.revoke_time),
+        confined=key.confined,
     )
 
 

@@ -1,6 +1,6 @@
 """Months begin and end where the calendar says, and no second is in two of them."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.accounts.domain.metering import gib_months
@@ -15,6 +15,7 @@ def test_months() -> None:
     assert (next_month("2026-11"), next_month("2026-12")) == ("2026-12-01", "2027-01-01")
 
 
+@settings(deadline=None)
 @given(times, times)
 def test_parts_make_the_whole(start: int, end: int) -> None:
     parts = list(by_month(start, end))

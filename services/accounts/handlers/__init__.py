@@ -2,7 +2,7 @@
 
 from services.accounts.handlers.billing import charge_plan, create_invoice, issue_invoice
 from services.accounts.handlers.bootstrap import bootstrap_workspace
-from services.accounts.handlers.keys import authenticate, create_api_key, delete_api_key
+from services.accounts.handlers.keys import authenticate, create_api_key, delete_api_key, is_confined
 from services.accounts.handlers.members import delete_member, set_member
 from services.accounts.handlers.quotas import quotas, release_quota, reserve_quota
 from services.accounts.handlers.usage import record_listing_rows, record_use, settle_storage
@@ -18,6 +18,7 @@ __all__ = [
     "delete_api_key",
     "delete_member",
     "get_workspace",
+    "is_confined",
     "issue_invoice",
     "quotas",
     "record_listing_rows",

@@ -52,10 +52,10 @@ async def bootstrap_workspace(unit: Unit, *, name: str, member: str, key: str, m
     if known.workspace != name:
         raise Conflict("the bootstrap key is a key of another workspace; give one that is not in use")
     owner = await repository.member(unit.session, name, known.member)
-    changed = known.revoke_time is not None or known.role < Role.OWNER or owner is None or owner.role < Role.OWNER
-    if not changed:
+    works = known.revoke_time is None and known.role >= Role.OWNER and not known.confined
+    if works and owner is not None and owner.role >= Role.OWNER:
         return Bootstrapped(KeyFate.KEPT)
-    known.revoke_time, known.role, known.member = None, Role.OWNER, member.lower()
+    known.revoke_time, known.role, known.member, known.confined = None, Role.OWNER, member.lower(), False
     await unit.emit(wire.api_key_created(known, first=True))
     return Bootstrapped(KeyFate.REVIVED)
 

@@ -17,9 +17,14 @@ TRIAL = "trial"
 
 
 async def create_workspace(
-    unit: Unit, *, member: str, role: int, name: str, display_name: str, plan: str, owned_limit: int, now: float
+    unit: Unit, *, member: str, role: int, name: str, display_name: str, plan: str, owned_limit: int, now: float, confined: bool = False
 ) -> tuple[Workspace, ApiKey, str]:
     """A workspace owned by the calling member, who has `role` in theirs; its first key; and that one's secret."""
+    if confined:
+        raise Forbidden(
+            f"this key was made for {member} by somebody else, so it cannot make workspaces in that name; "
+            "use a key that its member has made, or ask the operator for a workspace"
+        )
     if plan not in ("", TRIAL) and role < Role.OWNER:
         raise Forbidden(f"a workspace on the {plan} plan needs a caller with the role owner; make it on trial and change its plan later")
     found = await find_plan(unit.session, plan or TRIAL)
@@ -59,12 +64,17 @@ async def open_workspace(unit: Unit, *, workspace: Workspace, owner: str, taken:
     await charge_plan(unit, workspace=workspace, now=workspace.create_time)
 
 
-async def get_workspace(session: AsyncSession, *, name: str, member: str, role: int) -> tuple[Workspace, int | None]:
-    """With the caller's stored role in it; operators see every workspace, others those of which they are members."""
+async def get_workspace(
+    session: AsyncSession, *, name: str, member: str, role: int, only: str | None = None
+) -> tuple[Workspace, int | None]:
+    """With the caller's stored role in it; operators see every workspace, others those of which they are members.
+
+    A confined key is a member of `only` its own.
+    """
     workspace = await repository.workspace(session, name)
-    own = await repository.member(session, name, member)
+    own = await repository.member(session, name, member) if only in (None, name) else None
     if workspace is None or (own is None and role < Role.OPERATOR):
-        names = [each.name for each, _ in await repository.workspaces_of(session, member)]
+        names = [each.name for each, _ in await repository.workspaces_of(session, member, only=only)]
         hints = near(name, names)
         hint = f"; did you mean {' or '.join(hints)}?" if hints else ""
         raise NotFound(
@@ -75,10 +85,19 @@ async def get_workspace(session: AsyncSession, *, name: str, member: str, role: 
 
 
 async def update_workspace(
-    unit: Unit, *, workspace: str, member: str, role: int, name: str, display_name: str | None, plan: str | None, now: float
+    unit: Unit,
+    *,
+    workspace: str,
+    member: str,
+    role: int,
+    name: str,
+    display_name: str | None,
+    plan: str | None,
+    now: float,
+    only: str | None = None,
 ) -> tuple[Workspace, int | None]:
     """Changes what is given. The caller acts in `workspace`; only operators change another one."""
-    found, own = await get_workspace(unit.session, name=name, member=member, role=role)
+    found, own = await get_workspace(unit.session, name=name, member=member, role=role, only=only)
     if name != workspace and role < Role.OPERATOR:
         raise Forbidden(f"this key acts in workspace {workspace}; use a key of {name}")
     await repository.lock_workspace(unit.session, name)

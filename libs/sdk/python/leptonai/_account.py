@@ -51,9 +51,9 @@ class Account:
         """All keys, without their secrets."""
         return Pages(self._session, page_of(("api-keys",), "api_keys", ApiKey))
 
-    def create_api_key(self, name: str, *, role: str = "") -> NewApiKey:
-        """Makes a key with the caller's own role, or a lesser one. `.secret` is told this once."""
-        return self._session.run(_create_key(name, role))
+    def create_api_key(self, name: str, *, role: str = "", member: str = "") -> NewApiKey:
+        """Makes a key for the caller, or for the member with that e-mail; role: at most what both have. `.secret` is told this once."""
+        return self._session.run(_create_key(name, role, member))
 
     def revoke_api_key(self, key: Any) -> ApiKey:
         """Revokes a key, by its id, for good."""
@@ -126,9 +126,9 @@ class AsyncAccount:
         """As Account.api_keys."""
         return AsyncPages(self._session, page_of(("api-keys",), "api_keys", ApiKey))
 
-    async def create_api_key(self, name: str, *, role: str = "") -> NewApiKey:
+    async def create_api_key(self, name: str, *, role: str = "", member: str = "") -> NewApiKey:
         """As Account.create_api_key."""
-        return await self._session.run(_create_key(name, role))
+        return await self._session.run(_create_key(name, role, member))
 
     async def revoke_api_key(self, key: Any) -> ApiKey:
         """As Account.revoke_api_key."""
@@ -179,8 +179,9 @@ def _update_workspace(name: Any, display_name: str | None, plan: str | None) -> 
     return Call("PATCH", path("workspaces", name_of(name)), Workspace.from_json, body=body)
 
 
-def _create_key(name: str, role: str) -> Call[NewApiKey]:
-    return Call("POST", path("api-keys"), NewApiKey.from_json, body={"name": name, **({"role": role} if role else {})})
+def _create_key(name: str, role: str, member: str) -> Call[NewApiKey]:
+    body = {"name": name, "role": role, "member": member}
+    return Call("POST", path("api-keys"), NewApiKey.from_json, body={key: value for key, value in body.items() if value or key == "name"})
 
 
 def _plans() -> Call[list[Plan]]:

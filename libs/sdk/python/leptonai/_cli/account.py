@@ -93,14 +93,15 @@ def keys(limit: Limit = SHOWN, json: Json = False) -> None:
 @app.command("create-key")
 def create_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
-    role: Annotated[str, typer.Option(help="viewer, editor, admin, owner; default: your own.")] = "",
+    role: Annotated[str, typer.Option(help="viewer, editor, admin, owner; default: the most that both of you may.")] = "",
+    member: Annotated[str, typer.Option(metavar="EMAIL", help="Whom it is for; default: you.")] = "",
     json: Json = False,
 ) -> None:
     """Make an API key; prints it, this once.
 
     Example: lepton account create-key ci --role editor
     """
-    made = client().account.create_api_key(name, role=role)
+    made = client().account.create_api_key(name, role=role, member=member)
     show(made, json)
     if not json:
         say(f"key: {made.secret}\nkeep it: it is not shown again")
