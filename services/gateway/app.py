@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +18,9 @@ from services.gateway.tracing import Tracing
 
 def build_app(operations: Sequence[Operation], authenticator: Authenticator, rates: RateLimits, problems: Problems) -> FastAPI:
     """Tracing, then authentication and rate limits, then the routes."""
-    app = FastAPI(title="Lepton", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    # Its own telemetry would begin a second trace beside ours.
+    silent = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
+    app = FastAPI(title="Lepton", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, telemetry=silent)
     app.router.routes.extend(routes_of(operations))
 
     async def app_error(request: Request, error: Exception) -> Response:

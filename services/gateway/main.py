@@ -55,12 +55,13 @@ class Gateway:
         predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)
         closing = asyncio.Event()
         operations = [
+            # Routes are tried in order: first those that are asked most often.
+            *Endpoints(predictions).operations(),
+            *OpenInference(predictions).operations(),
             *_transcoded(peers, authenticator, settings),
             *Datasets(peers.data, datasets or open_store(settings.storage, "datasets"), limits, problems).operations(),
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
-            *Endpoints(predictions).operations(),
-            *OpenInference(predictions).operations(),
             *Traces(traces or open_trace_store(settings.telemetry_url)).operations(),
             *Health(peers).operations(),
         ]
