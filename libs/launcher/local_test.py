@@ -117,6 +117,8 @@ async def test_stop_asks_first_and_then_kills(launcher: SubprocessLauncher, tmp_
 async def test_a_program_that_hangs_is_killed(launcher: SubprocessLauncher) -> None:
     process = await launcher.start(python(SLEEP))
     os.kill(process.pid, signal.SIGSTOP)
+    # Until it has stopped, it would still see what comes next.
+    assert await asyncio.to_thread(eventually, lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     assert process.alive()
     assert (await process.stop(0.2)).signal == signal.SIGKILL
 
