@@ -49,6 +49,8 @@ class Signer:
     """Makes tokens as `service` with the platform's Ed25519 key."""
 
     def __init__(self, private_key_pem: str, service: str) -> None:
+        if not private_key_pem:
+            raise ValueError("no identity key is given: every service needs the platform's Ed25519 key (IDENTITY__PRIVATE_KEY), in PEM")
         self.service = service
         self._key = cast(Ed25519PrivateKey, load_pem_private_key(private_key_pem.encode(), password=None))
         self._cache: OrderedDict[Identity, tuple[str, float]] = OrderedDict()

@@ -11,6 +11,8 @@ from starlette.routing import Route
 
 from libs.rpc.schema import Schemas
 
+# Where a request's scope says which path it matched; for the names of spans.
+TEMPLATE = "lepton.template"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -34,11 +36,12 @@ def routes_of(operations: Sequence[Operation]) -> list[Route]:
     by_path: dict[str, dict[str, Handler]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation.handle
-    return [Route(path, _dispatch(handlers), methods=list(handlers)) for path, handlers in by_path.items()]
+    return [Route(path, _dispatch(path, handlers), methods=list(handlers)) for path, handlers in by_path.items()]
 
 
-def _dispatch(handlers: dict[str, Handler]) -> Handler:
+def _dispatch(path: str, handlers: dict[str, Handler]) -> Handler:
     async def dispatch(request: Request) -> Response:
+        request.scope[TEMPLATE] = path
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
     return dispatch

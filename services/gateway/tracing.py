@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.errors import AppError
 from libs.telemetry import SERVICE, current_trace_id
+from services.gateway.operations import TEMPLATE
 from services.gateway.problems import Problems
 
 TRACE_HEADER = b"x-lepton-trace-id"
@@ -48,7 +49,7 @@ class Tracing:
             set_status_on_exception=False,
         ) as span:
             status = await self._answer(scope, receive, send)
-            if template := getattr(scope.get("route"), "path", ""):
+            if template := scope.get(TEMPLATE):
                 span.update_name(f"{scope['method']} {template}")
                 span.set_attribute("http.route", template)
             span.set_attribute("http.response.status_code", status)
