@@ -10,7 +10,7 @@ from libs.errors import Conflict, Forbidden, Invalid, NotFound, Violation, near
 from services.marketplace import repository, wire
 from services.marketplace.domain.cards import check_card
 from services.marketplace.domain.prices import words
-from services.marketplace.tables import InvocationBatch, Listing, ListingState, Review, Subscription, SubscriptionState
+from services.marketplace.tables import InvocationBatch, Listing, ListingState, Review, Subscription, SubscriptionState, WithdrawalReason
 
 # More rows than one record can hold without the sum leaving 64 bits.
 MOST_ROWS = 10**12
@@ -27,13 +27,21 @@ class Changes(NamedTuple):
 
 
 async def create_listing(
-    unit: Unit, *, workspace: str, slug: str, title: str, summary: str, card: str, endpoint: str, price: int, now: float
+    unit: Unit, *, workspace: str, slug: str, title: str, summary: str, card: str, endpoint: str, price: int, now: float, seen: float
 ) -> Listing:
-    """Publishes an endpoint of the workspace, which the caller has looked up."""
+    """Publishes an endpoint of the workspace, which the caller has `seen`; also in place of a withdrawn listing of its own."""
     check_card(card)
     taken = Conflict(f"the slug '{slug}' is taken; choose another one", code="name_taken")
-    if await repository.listing(unit.session, slug):
-        raise taken
+    listing = await repository.lock_listing(unit.session, slug)
+    if listing is not None:
+        if listing.publisher != workspace or listing.state != ListingState.WITHDRAWN:
+            raise taken
+        listing.title, listing.summary, listing.card, listing.price = title, summary, card, price
+        listing.endpoint, listing.endpoint_time = endpoint, seen
+        listing.state, listing.reason = ListingState.PUBLISHED, WithdrawalReason.NONE
+        listing.changed(now)
+        await unit.emit(wire.listing_published(listing))
+        return listing
     listing = Listing(
         slug=slug,
         id=new_id("lst"),
@@ -42,6 +50,7 @@ async def create_listing(
         summary=summary,
         card=card,
         endpoint=endpoint,
+        endpoint_time=seen,
         price=price,
         version=0,
         words="",
@@ -62,11 +71,11 @@ async def get_listing(session: AsyncSession, *, slug: str) -> Listing:
     return listing
 
 
-async def update_listing(unit: Unit, *, workspace: str, slug: str, changes: Changes, now: float) -> Listing:
-    """The publisher's alone; to others it is not there."""
+async def update_listing(unit: Unit, *, workspace: str, slug: str, changes: Changes, now: float, seen: float) -> Listing:
+    """The publisher's alone; to others it is not there. A new endpoint was `seen` by the caller."""
     listing = await _own(unit, workspace, slug)
     if listing.state == ListingState.WITHDRAWN:
-        raise Conflict(f"'{slug}' was withdrawn and changes no more; publish under another slug")
+        raise Conflict(f"'{slug}' was withdrawn and changes no more; publish it again under the same slug: POST /v1/listings")
     if changes.title == "":
         raise Invalid.of([Violation("title", "must not be empty")])
     if changes.card is not None:
@@ -74,6 +83,8 @@ async def update_listing(unit: Unit, *, workspace: str, slug: str, changes: Chan
     for field, value in changes._asdict().items():
         if value is not None:
             setattr(listing, field, value)
+    if changes.endpoint is not None:
+        listing.endpoint_time = seen
     listing.changed(now)
     await unit.emit(wire.listing_updated(listing))
     return listing
@@ -83,10 +94,19 @@ async def delete_listing(unit: Unit, *, workspace: str, slug: str, now: float) -
     """Withdraws it; again: the same answer. Subscribers go on."""
     listing = await _own(unit, workspace, slug)
     if listing.state != ListingState.WITHDRAWN:
-        listing.state = ListingState.WITHDRAWN
-        listing.changed(now)
+        listing.withdraw(WithdrawalReason.REQUESTED, now)
         await unit.emit(wire.listing_withdrawn(listing))
     return listing
+
+
+async def withdraw_endpoint(unit: Unit, *, workspace: str, endpoint: str, deleted: float) -> None:
+    """Withdraws every listing of an endpoint that was deleted at a time; one that was withdrawn before answers its subscribers no more."""
+    for listing in await repository.lock_listings_of(unit.session, workspace, endpoint, deleted):
+        if listing.reason == WithdrawalReason.ENDPOINT_DELETED:
+            continue
+        event = wire.listing_withdrawn if listing.state == ListingState.PUBLISHED else wire.listing_updated
+        listing.withdraw(WithdrawalReason.ENDPOINT_DELETED, max(deleted, listing.update_time))
+        await unit.emit(event(listing))
 
 
 async def subscribe(unit: Unit, *, workspace: str, slug: str, now: float) -> Subscription:
@@ -138,10 +158,16 @@ async def create_review(unit: Unit, *, workspace: str, slug: str, stars: int, te
 
 
 async def resolve_invocation(session: AsyncSession, *, buyer: str, slug: str) -> tuple[Listing, Subscription]:
-    """Whose endpoint answers and under which subscription; Forbidden says how to get one."""
+    """Whose endpoint answers and under which subscription; Forbidden says how to get one, Conflict that the endpoint is gone."""
     listing = await get_listing(session, slug=slug)
     subscription = await repository.active_subscription(session, buyer, slug)
     if subscription is not None:
+        if listing.reason == WithdrawalReason.ENDPOINT_DELETED:
+            raise Conflict(
+                f"'{slug}' is not answered any more: its publisher {listing.publisher} has withdrawn the endpoint behind it; "
+                f"nothing is charged, and your subscription goes on if {listing.publisher} publishes it again",
+                meta={"listing": slug},
+            )
         return listing, subscription
     if listing.state == ListingState.WITHDRAWN:
         advice = "it was withdrawn and takes no new subscribers"

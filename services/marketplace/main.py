@@ -9,6 +9,7 @@ from libs.events import EventLog
 from libs.lifecycle import Lifecycle, Loop
 from libs.service import Kit, run
 from services.marketplace import repository
+from services.marketplace.consumers import reactions
 from services.marketplace.servicer import MarketplaceServicer
 from services.marketplace.settings import Settings
 
@@ -24,7 +25,8 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     async def sweep() -> None:
         await forget_batches(kit.database)
 
-    return kit.service([(servicer, add_MarketplaceServiceServicer_to_server)], components=[Loop("marketplace-sweep", sweep, interval=3600)])
+    loop = Loop("marketplace-sweep", sweep, interval=3600)
+    return kit.service([(servicer, add_MarketplaceServiceServicer_to_server)], reactions(), [loop])
 
 
 async def forget_batches(database: Database) -> None:

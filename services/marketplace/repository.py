@@ -20,6 +20,13 @@ async def lock_listing(session: AsyncSession, slug: str) -> Listing | None:
     return (await session.execute(query)).scalar()
 
 
+async def lock_listings_of(session: AsyncSession, publisher: str, endpoint: str, seen_before: float) -> list[Listing]:
+    """Those behind which the endpoint stands, unless it was seen since."""
+    where = (Listing.publisher == publisher, Listing.endpoint == endpoint, Listing.endpoint_time < seen_before)
+    query = select(Listing).where(*where).order_by(Listing.slug).with_for_update().execution_options(populate_existing=True)
+    return list((await session.execute(query)).scalars())
+
+
 async def listings(session: AsyncSession, workspace: str, words: list[str], before: str | None, limit: int) -> list[Listing]:
     """Published ones and the workspace's own withdrawn ones that contain all (case-folded) words; newest first."""
     query = select(Listing).where(or_(Listing.state == ListingState.PUBLISHED, Listing.publisher == workspace))

@@ -33,7 +33,7 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
         price = _price(request.price)
         async with self.unit(request):
             pass  # Was it answered before? Then nobody is asked again.
-        await self._check_endpoint(request.endpoint)
+        seen = await self._check_endpoint(request.endpoint)
         async with self.unit(request) as unit:
             listing = await handlers.create_listing(
                 unit,
@@ -45,6 +45,7 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
                 endpoint=request.endpoint,
                 price=price,
                 now=self.clock(),
+                seen=seen,
             )
             return await unit.reply(wire.listing_message(listing))
 
@@ -65,11 +66,12 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
         fields = {name: getattr(request, name) for name in ("title", "summary", "card", "endpoint") if request.HasField(name)}
         async with self.unit(request):
             pass  # Was it answered before? Then nobody is asked again.
-        if "endpoint" in fields:
-            await self._check_endpoint(fields["endpoint"])
+        seen = await self._check_endpoint(fields["endpoint"]) if "endpoint" in fields else 0.0
         async with self.unit(request) as unit:
             changes = handlers.Changes(**fields, price=price)
-            listing = await handlers.update_listing(unit, workspace=self.workspace, slug=request.slug, changes=changes, now=self.clock())
+            listing = await handlers.update_listing(
+                unit, workspace=self.workspace, slug=request.slug, changes=changes, now=self.clock(), seen=seen
+            )
             return await unit.reply(wire.listing_message(listing))
 
     async def DeleteListing(self, request: pb.DeleteListingRequest, context: Any) -> listing_pb2.Listing:
@@ -119,13 +121,15 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
             await handlers.record_invocations(unit, batch_id=request.batch_id, records=records, now=self.clock())
             return await unit.reply(pb.RecordInvocationsResponse())
 
-    async def _check_endpoint(self, name: str) -> None:
-        """Raises NotFound where the workspace has no such endpoint, whoever else has one."""
+    async def _check_endpoint(self, name: str) -> float:
+        """A time at which the workspace has the endpoint. Raises NotFound where it has none, whoever else has one."""
+        seen = self.clock()
         try:
             await self.deployment.GetEndpoint(GetEndpointRequest(name=name))
         except NotFound as missing:
             hints = missing.errors[0].suggestions if missing.errors else ()
             raise NotFound(missing.detail, errors=[Violation("endpoint", f"'{name}' does not exist", hints)]) from missing
+        return seen
 
 
 def _price(price: listing_pb2.Price) -> int:

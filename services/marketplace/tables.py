@@ -14,6 +14,14 @@ class ListingState(IntEnum):
     WITHDRAWN = 2
 
 
+class WithdrawalReason(IntEnum):
+    """As in the proto."""
+
+    NONE = 0
+    REQUESTED = 1
+    ENDPOINT_DELETED = 2
+
+
 class SubscriptionState(IntEnum):
     """As in the proto."""
 
@@ -39,8 +47,11 @@ class Listing(Table, table=True):
     summary: str
     card: str
     endpoint: str
+    # When the endpoint was last seen: what ended before that was another one of the same name.
+    endpoint_time: float
     price: int = Field(sa_type=BigInteger)
     state: int = ListingState.PUBLISHED
+    reason: int = WithdrawalReason.NONE
     version: int = 1
     # Title, summary and slug, case-folded: what a search looks at.
     words: str
@@ -54,8 +65,12 @@ class Listing(Table, table=True):
     def rating(self) -> float:
         return self.stars / self.reviews if self.reviews else 0.0
 
+    def withdraw(self, reason: WithdrawalReason, now: float) -> None:
+        self.state, self.reason = ListingState.WITHDRAWN, reason
+        self.changed(now)
+
     def changed(self, now: float) -> None:
-        """To be called after every change by its publisher."""
+        """To be called after every change but those of subscribers and reviews."""
         self.words = f"{self.title}\n{self.summary}\n{self.slug}".casefold()
         self.version += 1
         self.update_time = now

@@ -42,6 +42,7 @@ def listing_message(listing: Listing, *, card: bool = True) -> listing_pb2.Listi
         subscribers=listing.subscribers,
         create_time=timestamp(listing.create_time),
         update_time=timestamp(listing.update_time),
+        withdrawal_reason=cast(listing_pb2.WithdrawalReason, int(listing.reason)),
     )
 
 
