@@ -55,7 +55,7 @@ class Reconciler:
 
     def wake(self) -> None:
         """Looks at every job now."""
-        self._looked.clear()
+        self._looked = {key: at for key, at in self._looked.items() if key[1] is not Step.ASK}
         self._loop.wake()
 
     async def step(self) -> None:

@@ -90,6 +90,7 @@ class Attempt:
         self._stop: Stop | None = None
         self._stopped = asyncio.Event()
         self._closing = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     @property
     def seconds(self) -> float:
@@ -229,6 +230,10 @@ class Attempt:
             await self._write()
 
     async def _write(self) -> None:
+        async with self._writing:
+            await self._write_batch()
+
+    async def _write_batch(self) -> None:
         batch = self._story.take()
         self._written = time.monotonic()
         try:
@@ -274,6 +279,8 @@ class Attempt:
         self._uploaded = epoch, time.monotonic()
         try:
             files = await self._folder.keep_checkpoint(self._tools.stores.checkpoints, self.lease, epoch)
+            # The next attempt begins after this epoch: what was told up to it must be written by then.
+            await self._write()
             async with self._tools.database.unit() as unit:
                 replaced = await attempts.save_checkpoint(unit, self.lease, epoch=epoch, step=step, files=files)
             self._on_replaced(replaced)

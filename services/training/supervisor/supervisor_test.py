@@ -335,3 +335,13 @@ async def test_leases_of_a_dead_worker_on_this_machine_end_with_the_next_start(t
         await platform.worker(command=engine("step(); finish()"))
         job = await platform.ended(job_id)
         assert (job.state, job.attempts, job.losses) == ("succeeded", 2, 1)
+
+
+async def test_what_was_told_up_to_a_checkpoint_is_written_before_it_is_named(
+    platform: Platform, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.training.supervisor.attempt.WRITE_SECONDS", 3600.0)
+    await platform.worker(command=engine("step(1); time.sleep(0.3)\nfor e in (2, 3): step(e)\ncheckpoint(3); time.sleep(60)"))
+    job_id = (await platform.submit()).id
+    await platform.until(lambda: has_checkpoint(platform))
+    assert [point.epoch for point in await platform.metrics(job_id)] == [1, 2, 3]
