@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.errors import AppError
-from services.data.engine.files_for_tests import ALBUM, BROKEN, Broken, parquet, picture, zipped
 from services.data.engine.ingest import ingest
 from services.data.engine.limits import Limits
+from services.data.engine.sample_files import ALBUM, BROKEN, Broken, parquet, picture, zipped
 
 LIMITS = Limits(max_cells=40_000, threads=1)
 

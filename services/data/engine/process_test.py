@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from libs.errors import Invalid
-from services.data.engine.files_for_tests import ALBUM, zipped
 from services.data.engine.limits import MIB, Limits
 from services.data.engine.process import EngineFailed, run
+from services.data.engine.sample_files import ALBUM, zipped
 
 
 def upload(folder: Path, content: bytes) -> Path:

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from libs.errors import AppError
-from services.data.engine.files_for_tests import ALBUM, picture, zipped
 from services.data.engine.ingest import ingest
 from services.data.engine.limits import Limits
+from services.data.engine.sample_files import ALBUM, picture, zipped
 from services.data.engine.transform import check, transform
 
 LIMITS = Limits(threads=1)

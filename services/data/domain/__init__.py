@@ -1,0 +1,1 @@
+"""Decisions of the data service that need nothing but the standard library."""
