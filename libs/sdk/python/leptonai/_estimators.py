@@ -25,6 +25,9 @@ from leptonai._types import TrainingJob
 FIRST_ANSWER = 120.0
 """Seconds that an endpoint may take to become ready."""
 
+_TOLERANCE = 1e-6
+"""scikit-learn's default `tol` of LinearRegression."""
+
 _open: dict[str, Client] = {}
 
 
@@ -304,6 +307,8 @@ class _Regressor(Estimator):
 class LinearRegression(_Regressor):
     """Least squares with an intercept, solved by L-BFGS in double precision: agrees with scikit-learn's to 1e-6.
 
+    As there (`tol`), directions of the features that are shorter than 1e-6 of the longest carry nothing: scale columns that differ so much.
+
     epochs: at most so many rounds of the solver. name: of dataset, model and endpoint (default: linear-regression-<8 hex>).
     verbose: True or False forces or forbids the progress bar. keep_endpoint: leave the endpoint running when the program ends.
     """
@@ -331,7 +336,13 @@ class LinearRegression(_Regressor):
         self.keep_endpoint = keep_endpoint
 
     def _spec(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "optimizer": "lbfgs", "double_precision": True, "weight_decay": 0.0}
+        return {
+            "params": {"tolerance": _TOLERANCE},
+            "epochs": self.epochs,
+            "optimizer": "lbfgs",
+            "double_precision": True,
+            "weight_decay": 0.0,
+        }
 
 
 class LogisticRegression(_Classifier):

@@ -117,8 +117,8 @@ def test_a_used_up_quota_says_what_is_left_and_who_has_more(lepton: Lepton, plat
 
 def test_exit_codes(lepton: Lepton, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for status, code, wanted in [
-        (401, "unauthenticated", 4),
-        (403, "forbidden", 4),
+        (401, "unauthenticated", 2),
+        (403, "forbidden", 2),
         (400, "x", 2),
         (409, "name_taken", 2),
         (500, "internal", 1),
@@ -127,7 +127,7 @@ def test_exit_codes(lepton: Lepton, platform: FakePlatform, monkeypatch: pytest.
         got, out, err = lepton("account", "me")
         assert (got, out) == (wanted, "")
         two(err)
-    assert lepton("account", "me", key="wrong")[0] == 4
+    assert lepton("account", "me", key="wrong")[0] == 2
     nobody = Lepton("http://127.0.0.1:9", capsys)
     code, _, err = nobody("account", "me")
     assert code == 3

@@ -52,6 +52,7 @@ def test_the_program_of_the_readme(client: la.Client, solver: FakePlatform) -> N
         "test_fraction": 0.0,
         "double_precision": True,
     }
+    assert spec["model"] == {"architecture": "linear", "params": {"tolerance": 1e-6}}
     assert spec["features"] == ["feature"]
     assert spec["target"] == "target"
     assert spec["name"].startswith("linear-regression-")

@@ -35,9 +35,8 @@ Example: lepton dataset upload wdbc wdbc.csv && lepton train submit -f job.json 
 EPILOG = """Exit codes:\n
 0  all went well\n
 1  it failed on the platform, or the job failed\n
-2  something in the request is wrong: two lines on stderr say what and where, and what would be right\n
+2  something in the request is wrong, or its key: two lines on stderr say what and where, and what would be right\n
 3  the platform cannot be reached\n
-4  not authenticated, or not allowed\n
 130  interrupted\n
 \n
 Every verb takes --json: then stdout is JSON and nothing else. A name such as wdbc@2 means version 2; without @2 the newest."""

@@ -24,11 +24,9 @@ _LISTS |= {"market": "lepton market list", "compute": "lepton compute nodes", "a
 
 
 def exit_code(error: Exception) -> int | None:
-    """0–4 as `lepton --help` says; None for what is a mistake of this program."""
+    """0–3 as `lepton --help` says; None for what is a mistake of this program."""
     if isinstance(error, ConnectionFailed):
         return 3
-    if isinstance(error, Unauthenticated | Forbidden):
-        return 4
     if isinstance(error, APIError):
         return 2 if 400 <= error.status < 500 and not error.retryable and error.status != 429 else 1
     if isinstance(error, InvalidInput):
