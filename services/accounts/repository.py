@@ -31,6 +31,16 @@ async def plans(session: AsyncSession) -> list[Plan]:
     return list((await session.execute(select(Plan).order_by(Plan.monthly_price, Plan.name))).scalars())
 
 
+async def lock_plan(session: AsyncSession, name: str) -> Plan | None:
+    """Makes others who would change the plan wait."""
+    return (await session.execute(select(Plan).where(Plan.name == name).with_for_update())).scalar()
+
+
+async def workspaces_on(session: AsyncSession, plan: str) -> Sequence[str]:
+    """Names of the workspaces on a plan, in the order in which they are locked."""
+    return list((await session.execute(select(Workspace.name).where(Workspace.plan == plan).order_by(Workspace.name))).scalars())
+
+
 async def workspace(session: AsyncSession, name: str) -> Workspace | None:
     return await session.get(Workspace, name)
 
@@ -158,7 +168,7 @@ async def _release(session: AsyncSession, *where: Any, metric: str = "", asked_b
 
 
 async def storage(
-    session: AsyncSession, workspace: str, *, settled_before: float, prefix: str = "", asked_before: float | None = None
+    session: AsyncSession, workspace: str, *, settled_before: float, prefix: str = "", asked_before: float | None = None, lock: bool = False
 ) -> list[Reservation]:
     """Reservations of storage, not settled up to a time; whose names begin with `prefix`."""
     where = [Reservation.workspace == workspace, Reservation.metric == STORAGE, Reservation.settled_time < settled_before]
@@ -166,7 +176,8 @@ async def storage(
         where.append(col(Reservation.name).startswith(prefix, autoescape=True))
     if asked_before is not None:
         where.append(Reservation.time <= asked_before)
-    return list((await session.execute(select(Reservation).where(*where).order_by(Reservation.name).with_for_update())).scalars())
+    query = select(Reservation).where(*where).order_by(Reservation.name)
+    return list((await session.execute(query.with_for_update() if lock else query)).scalars())
 
 
 async def forget_expired(session: AsyncSession, workspace: str, now: float) -> None:

@@ -13,6 +13,7 @@ from libs.rpc import Identity, current_call
 from libs.service.edge import Edge
 from services.accounts import handlers, repository, wire
 from services.accounts.domain.periods import period_of
+from services.accounts.domain.pricing import summed
 from services.accounts.domain.roles import Role
 from services.accounts.settings import Settings
 from services.accounts.tables import Workspace
@@ -158,11 +159,17 @@ class AccountsServicer(Edge, AccountsServiceServicer):
         async with self.read() as session:
             return pb.ListPlansResponse(plans=[wire.plan_message(plan) for plan in await repository.plans(session)])
 
+    async def SetPlan(self, request: pb.SetPlanRequest, context: Any) -> workspace_pb2.Plan:
+        async with self.unit(request) as unit:
+            plan = await handlers.set_plan(unit, name=request.name, changes=wire.plan_changes(request), now=self.clock())
+            return await unit.reply(wire.plan_message(plan))
+
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
         period = request.period or period_of(self.clock())
         async with self.read() as session:
             workspace = await self._own(session)
-            lines = await repository.lines(session, self.workspace, period=period)
+            stored = await handlers.unsettled_storage(session, workspace=workspace, now=self.clock())
+            lines = summed([*await repository.lines(session, self.workspace, period=period), *stored.get(period, [])])
             quotas = await handlers.quotas(session, workspace=workspace, now=self.clock(), period=period)
         return pb.GetUsageResponse(
             period=period,
@@ -239,11 +246,14 @@ class AccountsServicer(Edge, AccountsServiceServicer):
 
     async def _drafts(self, session: Any) -> list[billing_pb2.Invoice]:
         """Of the running month, and of earlier ones that are not issued yet; newest first."""
-        periods = {period_of(self.clock()), *await repository.open_periods(session, self.workspace)}
-        return [
-            wire.draft_message(period, await repository.lines(session, self.workspace, period=period, invoice=""))
-            for period in sorted(periods, reverse=True)
-        ]
+        now = self.clock()
+        stored = await handlers.unsettled_storage(session, workspace=await self._own(session), now=now)
+        periods = {period_of(now), *stored, *await repository.open_periods(session, self.workspace)}
+        drafts = []
+        for period in sorted(periods, reverse=True):
+            lines = await repository.lines(session, self.workspace, period=period, invoice="")
+            drafts.append(wire.draft_message(period, summed([*lines, *stored.get(period, [])])))
+        return drafts
 
 
 def _next(found: list[Any], messages: list[Any], size: int, key: str) -> str:

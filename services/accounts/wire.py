@@ -5,15 +5,14 @@ from typing import cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lepton.accounts.v1 import billing_pb2, events_pb2, workspace_pb2
+from lepton.accounts.v1 import accounts_service_pb2, billing_pb2, events_pb2, workspace_pb2
 from lepton.common.v1 import options_pb2, resource_pb2
 from libs.events import Event
+from services.accounts.domain.plans import CURRENCY, PlanChanges, Price
 from services.accounts.domain.pricing import MICROS, EarningLine, Line
 from services.accounts.domain.quotas import METRICS, Quota
 from services.accounts.domain.roles import effective
 from services.accounts.tables import ApiKey, Invoice, Member, Plan, Workspace
-
-CURRENCY = "USD"
 
 
 def role_value(role: int) -> options_pb2.Role:
@@ -68,6 +67,20 @@ def plan_message(plan: Plan) -> workspace_pb2.Plan:
         quotas=[workspace_pb2.PlanQuota(metric=metric, limit=plan.quotas.get(metric, 0)) for metric in METRICS],
         prices=[workspace_pb2.PlanPrice(metric=metric, unit_price=money(price)) for metric, price in plan.prices.items()],
     )
+
+
+def plan_changes(request: accounts_service_pb2.SetPlanRequest) -> PlanChanges:
+    """What is asked for, as it is."""
+    return PlanChanges(
+        display_name=request.display_name if request.HasField("display_name") else None,
+        monthly_price=_price(request.monthly_price) if request.HasField("monthly_price") else None,
+        quotas=[(quota.metric, quota.limit) for quota in request.quotas],
+        prices=[(price.metric, _price(price.unit_price) if price.HasField("unit_price") else None) for price in request.prices],
+    )
+
+
+def _price(money: resource_pb2.Money) -> Price:
+    return Price(money.currency, money.micros)
 
 
 def quota_message(quota: Quota) -> workspace_pb2.Quota:

@@ -4,6 +4,7 @@ The rule: each fact's quantity, amount and platform fee are rounded once, when i
 sums of what was recorded, so that they never differ from their lines.
 """
 
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from libs.errors import Poison
 
 MICROS = 1_000_000
+STORAGE_METRIC = "storage_gib_months"
 # What a signed 64-bit column holds.
 LARGEST = 2**63 - 1
 
@@ -34,6 +36,16 @@ class EarningLine(NamedTuple):
     gross: int
     fee: int
     net: int
+
+
+def summed(lines: Iterable[Line]) -> list[Line]:
+    """One line a metric, resource and price, in that order."""
+    sums: dict[tuple[str, str, int], tuple[int, int]] = {}
+    for line in lines:
+        key = (line.metric, line.resource, line.unit_price)
+        quantity, amount = sums.get(key, (0, 0))
+        sums[key] = (quantity + line.quantity, amount + line.amount)
+    return [Line(metric, resource, quantity, price, amount) for (metric, resource, price), (quantity, amount) in sorted(sums.items())]
 
 
 def quantity_of(value: float | int | Fraction) -> int:

@@ -4,8 +4,9 @@ from services.accounts.handlers.billing import charge_plan, create_invoice, issu
 from services.accounts.handlers.bootstrap import bootstrap_workspace
 from services.accounts.handlers.keys import authenticate, create_api_key, delete_api_key, is_confined
 from services.accounts.handlers.members import delete_member, set_member
+from services.accounts.handlers.plans import set_plan
 from services.accounts.handlers.quotas import quotas, release_quota, reserve_quota
-from services.accounts.handlers.usage import record_listing_rows, record_use, settle_storage
+from services.accounts.handlers.usage import record_listing_rows, record_use, settle_storage, unsettled_storage
 from services.accounts.handlers.workspaces import create_workspace, get_workspace, update_workspace
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "release_quota",
     "reserve_quota",
     "set_member",
+    "set_plan",
     "settle_storage",
+    "unsettled_storage",
     "update_workspace",
 ]

@@ -3,13 +3,15 @@
 from decimal import Decimal
 from fractions import Fraction
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from libs.db import Unit
 from libs.errors import Poison
 from services.accounts import repository
 from services.accounts.domain.metering import gib_months
 from services.accounts.domain.periods import by_month, period_of
-from services.accounts.domain.pricing import amount_of, quantity_of, split
-from services.accounts.tables import Earning, Plan, UsageRecord
+from services.accounts.domain.pricing import STORAGE_METRIC, Line, amount_of, quantity_of, split
+from services.accounts.tables import Earning, Plan, Reservation, UsageRecord, Workspace
 
 
 async def record_use(
@@ -103,22 +105,40 @@ async def record_listing_rows(
 
 async def settle_storage(unit: Unit, *, workspace: str, until: float, prefix: str = "", asked_before: float | None = None) -> None:
     """Writes down what has been stored up to `until`, a record a month; all of the workspace's, or what begins with `prefix`."""
-    held = await repository.storage(unit.session, workspace, settled_before=until, prefix=prefix, asked_before=asked_before)
+    held = await repository.storage(unit.session, workspace, settled_before=until, prefix=prefix, asked_before=asked_before, lock=True)
     for reservation in held:
-        kind, *rest = reservation.name.split("/")
         for _period, start, end in by_month(reservation.settled_time, until):
             await record_use(
                 unit,
                 source="/lepton/accounts",
                 event_id=f"{reservation.name}/{start!r}",
                 workspace=workspace,
-                metric="storage_gib_months",
-                resource="/".join([kind, *rest[1:]]),
+                metric=STORAGE_METRIC,
+                resource=_stored(reservation),
                 quantity=gib_months(reservation.amount, start, end),
                 time=start,
             )
         reservation.settled_time = until
     await unit.session.flush()
+
+
+async def unsettled_storage(session: AsyncSession, *, workspace: Workspace, now: float) -> dict[str, list[Line]]:
+    """What `settle_storage` would write down now, by month; at the price of now."""
+    plan = await session.get_one(Plan, workspace.plan)
+    price = plan.prices.get(STORAGE_METRIC, 0)
+    lines: dict[str, list[Line]] = {}
+    for reservation in await repository.storage(session, workspace.name, settled_before=now):
+        for period, start, end in by_month(reservation.settled_time, now):
+            if quantity := quantity_of(gib_months(reservation.amount, start, end)):
+                line = Line(STORAGE_METRIC, _stored(reservation), quantity, price, amount_of(quantity, price))
+                lines.setdefault(period, []).append(line)
+    return lines
+
+
+def _stored(reservation: Reservation) -> str:
+    """The resource behind a reservation: "datasets/acme/iris@1" is "datasets/iris@1"."""
+    kind, *rest = reservation.name.split("/")
+    return "/".join([kind, *rest[1:]])
 
 
 async def _price(unit: Unit, workspace: str, metric: str) -> int:

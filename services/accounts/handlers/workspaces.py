@@ -11,6 +11,7 @@ from services.accounts.domain.roles import Role
 from services.accounts.handlers.billing import charge_plan
 from services.accounts.handlers.keys import add_key
 from services.accounts.handlers.quotas import quotas
+from services.accounts.handlers.usage import settle_storage
 from services.accounts.tables import ApiKey, Member, Plan, Workspace
 
 TRIAL = "trial"
@@ -112,6 +113,8 @@ async def change_plan(unit: Unit, *, workspace: Workspace, plan: str, now: float
     """Raises Conflict where more exists than the new plan allows."""
     wanted = await find_plan(unit.session, plan)
     fits(await quotas(unit.session, workspace=workspace, now=now), Limits(wanted.name, wanted.quotas))
+    # What has been stored until now is owed at the old plan's price.
+    await settle_storage(unit, workspace=workspace.name, until=now)
     previous, workspace.plan = workspace.plan, wanted.name
     await charge_plan(unit, workspace=workspace, now=now)
     await unit.emit(wire.workspace_plan_changed(workspace, previous))

@@ -1,9 +1,10 @@
 """The account: workspaces, members, keys, plans, and what it costs and earns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leptonai._errors import InvalidInput
+from leptonai._listings import price_json
 from leptonai._refs import name_of
 from leptonai._session import AsyncPages, AsyncSession, Call, Pages, Session, page_of, path
 from leptonai._types import ApiKey, Earnings, Invoice, Me, Member, NewApiKey, NewWorkspace, Plan, Usage, Workspace
@@ -62,6 +63,18 @@ class Account:
     def plans(self) -> "Sequence[Plan]":
         """All plans with their quotas and prices."""
         return self._session.run(_plans())
+
+    def set_plan(
+        self,
+        name: str,
+        *,
+        display_name: str | None = None,
+        monthly_price: Any = None,
+        quotas: Mapping[str, int] | None = None,
+        prices: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Adds a plan, which must name every metric, or changes what is given. Prices are USD a unit or Money. For operators."""
+        return self._session.run(_set_plan(name, display_name, monthly_price, quotas, prices))
 
     def usage(self, period: str = "") -> Usage:
         """Use and cost of a month."""
@@ -138,6 +151,18 @@ class AsyncAccount:
         """As Account.plans."""
         return await self._session.run(_plans())
 
+    async def set_plan(
+        self,
+        name: str,
+        *,
+        display_name: str | None = None,
+        monthly_price: Any = None,
+        quotas: Mapping[str, int] | None = None,
+        prices: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """As Account.set_plan."""
+        return await self._session.run(_set_plan(name, display_name, monthly_price, quotas, prices))
+
     async def usage(self, period: str = "") -> Usage:
         """As Account.usage."""
         return await self._session.run(Call("GET", path("usage"), Usage.from_json, query={"period": period}))
@@ -182,6 +207,19 @@ def _update_workspace(name: Any, display_name: str | None, plan: str | None) -> 
 def _create_key(name: str, role: str, member: str) -> Call[NewApiKey]:
     body = {"name": name, "role": role, "member": member}
     return Call("POST", path("api-keys"), NewApiKey.from_json, body={key: value for key, value in body.items() if value or key == "name"})
+
+
+def _set_plan(
+    name: str, display_name: str | None, monthly_price: Any, quotas: Mapping[str, int] | None, prices: Mapping[str, Any] | None
+) -> Call[Plan]:
+    body: dict[str, Any] = {} if display_name is None else {"display_name": display_name}
+    if monthly_price is not None:
+        body["monthly_price"] = price_json(monthly_price)["per_row"]
+    if quotas:
+        body["quotas"] = [{"metric": metric, "limit": limit} for metric, limit in quotas.items()]
+    if prices:
+        body["prices"] = [{"metric": metric, "unit_price": price_json(price)["per_row"]} for metric, price in prices.items()]
+    return Call("PUT", path("plans", name), Plan.from_json, body=body)
 
 
 def _plans() -> Call[list[Plan]]:
