@@ -12,7 +12,8 @@ from services.data.engine.database import Database, first_line, translate
 from services.data.engine.ingest import result
 from services.data.engine.limits import Limits
 from services.data.engine.profile import profile
-from services.data.engine.steps import STEPS, Step, Table
+from services.data.engine.step import Step, Table
+from services.data.engine.steps import STEPS
 
 ORDER = {"all": 0, "train": 0, "validation": 1, "test": 2}
 
