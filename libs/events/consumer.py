@@ -57,6 +57,8 @@ class Consumer:
         self._dead_in_a_row = 0
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        # For events, with none in hand.
+        self._waiting = False
         self._tracer = trace.get_tracer(service)
 
     async def start(self) -> None:
@@ -66,18 +68,19 @@ class Consumer:
         """Ends after the event in hand."""
         self._stopping.set()
         if self._task:
-            try:
-                async with asyncio.timeout(5):
-                    await self._task
-            finally:
+            if self._waiting:
                 self._task.cancel()
+            await asyncio.wait([self._task], timeout=5)
+            self._task.cancel()
         await self._subscription.close()
 
     async def _run(self) -> None:
         swept = 0.0
         while not self._stopping.is_set():
             try:
+                self._waiting = True
                 batch = await self._subscription.poll(BATCH, 0.5)
+                self._waiting = False
             except AppError as error:
                 log.warning("consumer_poll_failed", consumer=self._service, error=str(error))
                 await asyncio.sleep(0.5)

@@ -126,7 +126,8 @@ class _Subscription:
         places = " OR ".join("(topic = ? AND position > ?)" for _ in self._topics)
         values = [value for topic in self._topics for value in (topic, self._next[topic])]
         rows = self._log._db.execute(
-            f"SELECT position, topic, key, headers, data FROM log WHERE {places} ORDER BY position LIMIT ?", (*values, limit)
+            f"SELECT position, topic, key, headers, data FROM log WHERE {places} ORDER BY position LIMIT ?",  # noqa: S608 (placeholders)
+            (*values, limit),
         ).fetchall()
         for position, topic, *_ in rows:
             self._next[topic] = position

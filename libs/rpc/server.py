@@ -258,6 +258,8 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Clients ping idle connections; that is no reason to hang up on them.
+        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 

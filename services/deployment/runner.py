@@ -202,7 +202,8 @@ class Run:
         threads = max(1, endpoint.cpu_millis // CORE_MILLIS)
         options = {
             "--package": package,
-            "--model-name": endpoint.model,
+            # Under /v2 an endpoint is the model, by its own name.
+            "--model-name": endpoint.name,
             "--model-version": endpoint.model_version,
             "--host": HOST,
             "--port": 0,
