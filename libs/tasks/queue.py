@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery
 from opentelemetry import propagate, trace
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 log = structlog.get_logger()
 
@@ -21,7 +24,6 @@ class TaskQueue:
         self.service = service
         self.queue = f"lepton.{service}"
         self.url = url
-        self.app = celery_app(service, url, self.queue)
         # Set by the worker.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._in_hand: set[asyncio.Task[Any]] = set()
@@ -29,6 +31,13 @@ class TaskQueue:
         self._functions: dict[str, Callable[..., None]] = {}
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"{service}-tasks")
         self._tracer = trace.get_tracer(service)
+
+    @cached_property
+    def app(self) -> "Celery":
+        """For sending. Celery takes a quarter of a second to import: it is loaded by the first message, not by the start."""
+        from libs.tasks.broker import celery_app
+
+        return celery_app(self.service, self.url, self.queue)
 
     def register(self, name: str, function: TaskFunction) -> None:
         """Makes `function(**kwargs)` what a worker of this process runs for messages `name`, on the process's event loop.
@@ -49,7 +58,7 @@ class TaskQueue:
 
         self._functions[self._full_name(name)] = run
 
-    def install(self, app: Celery) -> None:
+    def install(self, app: "Celery") -> None:
         """Makes the registered tasks known to the app that a worker runs."""
         for name, function in self._functions.items():
             app.task(function, bind=True, name=name, shared=False)
@@ -75,7 +84,8 @@ class TaskQueue:
     async def stop(self) -> None:
         """Sends what is left, then closes."""
         await asyncio.to_thread(self._sender.shutdown)
-        await asyncio.to_thread(self.app.close)
+        if "app" in self.__dict__:
+            await asyncio.to_thread(self.app.close)
 
     def _full_name(self, name: str) -> str:
         return f"lepton.{self.service}.{name}"
@@ -98,30 +108,3 @@ class TaskQueue:
                 await function(**kwargs)
             except Exception:
                 log.exception("task_failed", task=name, **kwargs)
-
-
-def celery_app(service: str, url: str, queue: str) -> Celery:
-    app = Celery(f"lepton.{service}", broker=url, set_as_current=False)
-    app.conf.update(
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
-        task_default_queue=queue,
-        task_create_missing_queues=True,
-        # Taken again when a worker is lost; the row's lease keeps it from running twice.
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
-        worker_send_task_events=False,
-        worker_enable_remote_control=False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_timeout=2,
-        broker_transport_options={
-            "visibility_timeout": 3600,
-            "socket_connect_timeout": 2,
-            "socket_timeout": 10,
-            "socket_keepalive": True,
-        },
-    )
-    return app

@@ -3,17 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from celery.worker import WorkController
+from libs.tasks.queue import TaskQueue
 
-from libs.tasks.queue import TaskQueue, celery_app
-
-
-class _Controller(WorkController):
-    """Celery's worker without its own event loop, which is one for all of a process."""
-
-    def should_use_eventloop(self) -> bool:
-        return False
+if TYPE_CHECKING:
+    from celery.worker import WorkController
 
 
 class Worker:
@@ -25,13 +20,15 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
+        from libs.tasks.broker import Controller, celery_app
+
         app = celery_app("worker", self._queues[0].url, self._queues[0].queue)
         # Celery's pool threads look tasks up in the process's default app.
         app.set_default()
         for queue in self._queues:
             queue.loop = asyncio.get_running_loop()
             queue.install(app)
-        self._controller = _Controller(
+        self._controller = Controller(
             app=app,
             pool_cls="threads",
             concurrency=self._concurrency,

@@ -10,13 +10,12 @@ import secrets
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
-
-from libs.rpc import generate_key
 
 LEAST_FREE_BYTES = 64 * 2**20
 
@@ -103,12 +102,11 @@ class Home:
         if self._lock:
             self._lock.close()
 
-    def identity_key(self) -> str:
-        """The platform's private key in PEM, made the first time."""
-        path = self.path / "identity.pem"
+    def kept(self, name: str, make: Callable[[], str]) -> str:
+        """A secret of the platform, made the first time."""
+        path = self.path / name
         if not path.exists():
-            private, _ = generate_key()
-            _write_private(path, private)
+            _write_private(path, make())
         return path.read_text()
 
     def first_key(self) -> str:

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from libs.db import DatabaseSettings
 from libs.events import EventLogSettings
+from libs.rpc import generate_key
 from libs.service import IdentitySettings, PeerSettings
 from libs.storage import StorageSettings
 from services.standalone.home import Home
@@ -37,7 +38,7 @@ class Wiring:
 
     @property
     def private_key(self) -> SecretStr:
-        return SecretStr(self.home.identity_key())
+        return SecretStr(self.home.kept("identity.pem", lambda: generate_key()[0]))
 
     def work_dir(self, name: str) -> str:
         """Where the service `name` puts what it works on."""
