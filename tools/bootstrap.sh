@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/uv.sh
 stamp=.venv/.installed
+begun=.venv/.installing # there while packages are written: who finds it finds half of them
 
 wanted() { # what the environment is made of
     cat requirements/dev.txt tools/bootstrap.sh tools/uv.sh
@@ -13,7 +14,7 @@ wanted() { # what the environment is made of
     echo "$PWD" # editable installs and scripts hold the path
 }
 
-works() { [ -x .venv/bin/python ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+works() { [ ! -e "$begun" ] && [ -x .venv/bin/python ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 current() { [ -f "$stamp" ] && works && [ "$(cat "$stamp")" = "$digest" ]; }
 
@@ -25,12 +26,13 @@ if current; then
     exit
 fi
 
-# One at a time; the lock goes with the process. Where there is no flock, two at once merely do the work twice.
+# One at a time. Python's flock, since not every system has the command; it is this shell's descriptor, and goes with it.
+python=$(find_python)
 mkdir -p .tools
 exec 9>.tools/bootstrap.lock
-if command -v flock >/dev/null && ! flock --nonblock 9; then
+if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
     say "Waiting for another installation in this folder"
-    flock 9
+    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 fi
 if current; then
     generate
@@ -42,13 +44,14 @@ export UV_NO_PROGRESS=1
 unset VIRTUAL_ENV PYTHONDONTWRITEBYTECODE PYTHONPATH
 rm -f "$stamp"
 if ! works; then
-    python=$(find_python)
     say "Making .venv with $("$python" -V)"
     "$uv" venv --quiet --clear --python "$python" .venv
 fi
+touch "$begun"
 say "Installing requirements/dev.txt into .venv: some 5 GB, most of it torch"
 # Compiled now: else every first import is slow, and where PYTHONDONTWRITEBYTECODE is set, every import ever.
 "$uv" pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements/dev.txt
+rm -f "$begun"
 generate
 projects=(--editable .)
 [ ! -f libs/sdk/python/pyproject.toml ] || projects+=(--editable libs/sdk/python)
