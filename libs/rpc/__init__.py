@@ -1,11 +1,5 @@
 """How services call each other: gRPC with identities, deadlines, validation and errors in words; and the JSON and schemas of REST."""
 
-import os
-
-# gRPC's fork handlers start its threads again in a child that is about to exec, where they crash it; nothing here forks without exec.
-# Read when the first channel or server is made.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
 from libs.rpc.call import Call, acting, acting_for, current_call
 from libs.rpc.client import Client
 from libs.rpc.identity import Identity, Signer, Verifier, generate_key, public_key_of
