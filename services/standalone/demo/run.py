@@ -25,7 +25,7 @@ CALLS = 25
 
 def main(*, url: str = "", api_key: str = "", keep: bool = False) -> int:
     """Exit code 0 when both models are as accurate as they should be."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()
     with _platform(console, url, api_key, keep) as (url, api_key):
         client = la.Client(api_key, url)
@@ -114,7 +114,7 @@ def _show_verdict(console: Console, accuracies: dict[str, float], seconds: float
         good = good and enough
         console.print(f"{model}: accuracy {accuracy:.4f} on held-out rows (wanted ≥ {LEAST_ACCURACY[model]}) {'✓' if enough else '✗'}")
     console.print(f"All of it took {seconds:.1f} s.", highlight=False)
-    console.print("\nGo on:  lepton up   ·   examples/quickstart.py   ·   docs/quickstart.md   ·   http://127.0.0.1:8080/docs")
+    console.print("\nGo on:  lepton up   ·   examples/quickstart.py   ·   README.md   ·   http://127.0.0.1:8080/docs")
     return good
 
 
