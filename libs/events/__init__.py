@@ -5,7 +5,7 @@ Knows no service's events.
 
 from libs.events.consumer import Consumer, Handler, handles
 from libs.events.current import current_event, handling
-from libs.events.dead_letter import replay_dead_letters
+from libs.events.dead_letter import replay_dead_letters, waiting_dead_letters
 from libs.events.event import Event, topic_of
 from libs.events.in_memory import InMemoryEventLog
 from libs.events.log import EventLog, EventLogSettings, Received, Subscription, open_event_log
@@ -27,4 +27,5 @@ __all__ = [
     "open_event_log",
     "replay_dead_letters",
     "topic_of",
+    "waiting_dead_letters",
 ]

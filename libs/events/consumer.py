@@ -136,9 +136,7 @@ class Consumer:
             return
         message = event.message()
         parent = propagate.extract(dict(event.extensions))
-        with self._tracer.start_as_current_span(
-            f"handle {event.type.rsplit('.', 1)[-1]}", context=parent, kind=trace.SpanKind.CONSUMER
-        ):
+        with self._tracer.start_as_current_span(f"handle {event.type.rsplit('.', 1)[-1]}", context=parent, kind=trace.SpanKind.CONSUMER):
             async with self._database.unit() as unit:
                 if await self._first_time(unit, received):
                     with handling(event):

@@ -34,9 +34,18 @@ def dead_letter(service: str, received: Received, error: Exception) -> Event:
     )
 
 
+async def waiting_dead_letters(log: EventLog, service: str, *, limit: int = 1000) -> list[Received]:
+    """A service's dead letters that have not been given back since, oldest first. Their extensions `lepton_dead_…` say why and whence."""
+    subscription = log.subscribe(_replay_group(service), [dead_topic(service)])
+    try:
+        return await subscription.poll(limit, 0.2)
+    finally:
+        await subscription.close()
+
+
 async def replay_dead_letters(log: EventLog, service: str, *, limit: int = 1000) -> int:
     """Gives up to `limit` of a service's dead letters back to it, oldest first; returns how many. Each is given back once a call."""
-    subscription = log.subscribe(f"{service}.replay", [dead_topic(service)])
+    subscription = log.subscribe(_replay_group(service), [dead_topic(service)])
     try:
         batch = await subscription.poll(limit, 0.5)
         if batch:
@@ -45,6 +54,10 @@ async def replay_dead_letters(log: EventLog, service: str, *, limit: int = 1000)
         return len(batch)
     finally:
         await subscription.close()
+
+
+def _replay_group(service: str) -> str:
+    return f"{service}.replay"
 
 
 def _revived(event: Event, service: str) -> Event:

@@ -12,7 +12,7 @@ from lepton.data.v1.events_pb2 import DatasetVersionReady
 from libs.db import Database, DatabaseSettings, Unit
 from libs.db.infrastructure import metadata as infrastructure
 from libs.errors import Poison, Transient
-from libs.events import Consumer, Event, InMemoryEventLog, Relay, current_event, handles, replay_dead_letters
+from libs.events import Consumer, Event, InMemoryEventLog, Relay, current_event, handles, replay_dead_letters, waiting_dead_letters
 from libs.events.dead_letter import dead_topic
 
 tables = sa.MetaData()
@@ -129,7 +129,10 @@ async def test_poison_is_put_aside_with_its_reason_and_can_be_replayed(database:
     assert dead.extensions["lepton_dead_reason"] == "one is not a number"
     assert dead.extensions["lepton_dead_topic"] == "lepton.data.dataset.v1"
 
+    (waiting,) = await waiting_dead_letters(log, "tests")
+    assert waiting.event.id == dead.id
     assert await replay_dead_letters(log, "tests") == 1
+    assert await waiting_dead_letters(log, "tests") == []
     await consume(database, log, record, 4)
     assert await numbers(database) == [2, 1]
     assert await replay_dead_letters(log, "tests") == 0

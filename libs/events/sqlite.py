@@ -132,8 +132,7 @@ class _Subscription:
         for position, topic, *_ in rows:
             self._next[topic] = position
         return [
-            Received(Event.from_headers(topic, key, json.loads(headers), data), 0, position)
-            for position, topic, key, headers, data in rows
+            Received(Event.from_headers(topic, key, json.loads(headers), data), 0, position) for position, topic, key, headers, data in rows
         ]
 
     async def poll(self, limit: int, timeout: float) -> list[Received]:

@@ -1,4 +1,4 @@
-"""The platform's own commands of `lepton`: up, down, status, demo.
+"""The platform's own commands of `lepton`: up, down, status, dead-letters, demo.
 
 Starts no service inside the command line's process: the platform is always a child, or a process that outlives the command.
 """
@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import psutil
 import typer
 
+from libs.errors import near
 from services.standalone.home import Home, Running
 from services.standalone.words import greeting, refusal
 
@@ -39,6 +40,10 @@ def register(app: typer.Typer) -> None:
     app.command("up", help="Start the platform on this machine.\n\nExample: lepton up --detach --port 8090")(up)
     app.command("down", help="Stop the platform.\n\nExample: lepton down")(down)
     app.command("status", help="Show whether the platform runs, and what it takes.\n\nExample: lepton status --json")(status)
+    app.command(
+        "dead-letters",
+        help="Show events that a service could not process, or give them back to it.\n\nExample: lepton dead-letters accounts --replay",
+    )(dead_letters)
     app.command("demo", help="Run the main job twice on real data.\n\nExample: lepton demo")(demo)
 
 
@@ -91,6 +96,28 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     for process in facts["processes"]:
         typer.echo(f"  {process['name']:<12} pid {process['pid']:<8} {process['memory_megabytes']:>6} MB")
     typer.echo(f"  {'in all':<25} {facts['memory_megabytes']:>6} MB")
+
+
+def dead_letters(
+    service: Annotated[str, typer.Argument(help="The service that could not process them: accounts, compute, …")],
+    replay: Annotated[bool, typer.Option("--replay", help="Give them back to the service, each once.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists, or replays, what lies in a service's dead-letter topic; also while the platform runs."""
+    from services.standalone import dead_letters as letters
+
+    place = _home(home)
+    if service not in letters.SERVICES:
+        hint = near(service, letters.SERVICES)
+        refuse(f"there is no service '{service}'", hint[0] if hint else f"one of {', '.join(letters.SERVICES)}")
+    found = letters.read(place, service, replay=replay)
+    if as_json:
+        _say_json({"service": service, "replayed": replay, "dead_letters": found})
+        return
+    for letter in found:
+        typer.echo(f"{letter['time']}  {letter['type']}  {letter['key']}  {letter['topic']}@{letter['position']}: {letter['reason']}")
+    typer.echo(f"{len(found)} dead letters of {service}{' given back' if replay else ''}.")
 
 
 def demo(

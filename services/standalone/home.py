@@ -56,6 +56,7 @@ class Home:
         self.artifacts = self.path / "artifacts"
         self.logs = self.path / "logs"
         self.work = self.path / "work"
+        self.events = self.path / "events.db"
         self._lock: IO[str] | None = None
 
     @classmethod

@@ -49,7 +49,7 @@ class Wiring:
         return {
             "listen": self.addresses[name],
             "database": DatabaseSettings(url=self.home.database(name)),
-            "events": EventLogSettings(url=f"sqlite://{self.home.path / 'events.db'}"),
+            "events": EventLogSettings(url=f"sqlite://{self.home.events}"),
             "storage": self.storage,
             "identity": IdentitySettings(private_key=self.private_key),
             "peers": PeerSettings(**self.addresses),
