@@ -6,7 +6,6 @@ Knows how an event is named and headed; not how it is stored or sent.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 
 from google.protobuf import symbol_database
 from google.protobuf.message import DecodeError, Message
@@ -90,11 +89,10 @@ class Event:
             raise Poison(f"the message lacks the header {missing}") from None
 
 
-@cache
 def topic_of(message: type[Message]) -> str:
     """`lepton.<service>.<entity>.v1`, from the message's package and its `entity` option."""
     descriptor = message.DESCRIPTOR
-    entity = descriptor.GetOptions().Extensions[options_pb2.entity]
+    entity: str = descriptor.GetOptions().Extensions[options_pb2.entity]  # type: ignore[index]
     if not entity:
         raise ValueError(f"{descriptor.full_name} has no entity option: it is no event")
     return f"lepton.{descriptor.full_name.split('.')[1]}.{entity}.v1"

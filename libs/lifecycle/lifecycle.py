@@ -11,7 +11,7 @@ log = structlog.get_logger()
 
 
 class Component(Protocol):
-    """Something that runs. `start` returns once it is ready; `stop` finishes what it has in hand, and may be called after a failed start."""
+    """Something that runs. `start` returns once it is ready; `stop` finishes what it has in hand, also after a failed start."""
 
     async def start(self) -> None: ...
 

@@ -50,9 +50,9 @@ async def test_a_loop_runs_when_woken_and_survives_a_failing_step() -> None:
 
     loop = Loop("test", step, interval=60, max_pause=0.01)
     await loop.start()
-    while len(runs) < 2:
-        await asyncio.sleep(0.005)
-    ran.clear()
+    for _ in range(2):
+        await asyncio.wait_for(ran.wait(), 1)
+        ran.clear()
     loop.wake()
     await asyncio.wait_for(ran.wait(), 1)
     await loop.stop()

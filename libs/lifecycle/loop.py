@@ -16,9 +16,7 @@ class Loop:
     grows to `max_pause` seconds; a loop never dies of its step.
     """
 
-    def __init__(
-        self, name: str, step: Callable[[], Awaitable[bool | None]], *, interval: float, max_pause: float = 10.0
-    ) -> None:
+    def __init__(self, name: str, step: Callable[[], Awaitable[bool | None]], *, interval: float, max_pause: float = 10.0) -> None:
         self.name = name
         self._step = step
         self._interval = interval

@@ -1,5 +1,6 @@
 """Artifact store adapter for tests: objects in this process's memory."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
@@ -23,7 +24,7 @@ class InMemoryArtifactStore:
 
     async def put_file(self, path: Path) -> Stored:
         async def chunks() -> AsyncIterator[bytes]:
-            yield path.read_bytes()
+            yield await asyncio.to_thread(path.read_bytes)
 
         return await self.put(chunks())
 
@@ -42,8 +43,9 @@ class InMemoryArtifactStore:
         return len(self._get(digest))
 
     async def fetch(self, digest: str, path: Path) -> None:
+        data = self._get(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._get(digest))
+        await asyncio.to_thread(path.write_bytes, data)
 
     async def discard(self, digest: str, *, idle_seconds: float = 0.0) -> None:
         checked(digest)

@@ -35,9 +35,7 @@ async def has_queued(session: AsyncSession) -> bool:
 
 
 async def live_of_holder(session: AsyncSession, workspace: str, holder: str) -> Allocation | None:
-    query = select(Allocation).where(
-        Allocation.workspace == workspace, Allocation.holder == holder, Allocation.state.in_(LIVE)
-    )
+    query = select(Allocation).where(Allocation.workspace == workspace, Allocation.holder == holder, Allocation.state.in_(LIVE))
     return (await session.execute(query)).scalar_one_or_none()
 
 
@@ -49,9 +47,7 @@ async def allocation(session: AsyncSession, id: str, workspace: str | None = Non
     return (await session.execute(query)).scalar_one_or_none()
 
 
-async def allocations(
-    session: AsyncSession, workspace: str, *, state: str, before: str | None, limit: int
-) -> Sequence[Allocation]:
+async def allocations(session: AsyncSession, workspace: str, *, state: str, before: str | None, limit: int) -> Sequence[Allocation]:
     """Newest first; `before` is the id that a page ended with."""
     query = select(Allocation).where(Allocation.workspace == workspace).order_by(Allocation.id.desc())
     if state:

@@ -63,7 +63,7 @@ def node(row: tables.Node, free: Room, holders: dict[tuple[str, int], str]) -> n
     return message
 
 
-def _node_state(row: tables.Node) -> "node_pb2.NodeState.ValueType":
+def _node_state(row: tables.Node) -> node_pb2.NodeState:
     if row.lost:
         return node_pb2.NODE_STATE_LOST
     return node_pb2.NODE_STATE_CORDONED if row.cordoned else node_pb2.NODE_STATE_READY

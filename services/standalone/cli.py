@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import psutil
 import typer
@@ -181,7 +181,7 @@ def _home(path: Path | None) -> Home:
     return Home(path) if path else Home.default()
 
 
-def _facts(home: Home, running: Running) -> dict[str, object]:
+def _facts(home: Home, running: Running) -> dict[str, Any]:
     platform = psutil.Process(running.pid)
     processes = [
         {"name": name, "pid": process.pid, "memory_megabytes": round(_memory(process) / 1e6, 1)}
@@ -223,5 +223,5 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _say_json(facts: dict[str, object]) -> None:
+def _say_json(facts: dict[str, Any]) -> None:
     typer.echo(json.dumps(facts))

@@ -28,7 +28,7 @@ from services.data.settings import Settings as DataSettings
 from services.deployment import main as deployment
 from services.deployment.settings import Settings as DeploymentSettings
 from services.gateway.main import Gateway
-from services.gateway.settings import GatewaySettings
+from services.gateway.settings import GatewaySettings, Identity, Peers
 from services.marketplace import main as marketplace
 from services.marketplace.settings import Settings as MarketplaceSettings
 from services.standalone.home import Home, HomeError, Running
@@ -84,7 +84,7 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> No
     url = f"http://{up.host}:{up.port}"
     home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
     first_key = "" if up.api_key else home.first_key()
-    parts = [broker, _worker(launcher, home), *services(wiring, up, up.api_key or first_key)]
+    parts: list[Component] = [broker, _worker(launcher, home), *services(wiring, up, up.api_key or first_key)]
 
     def ready() -> None:
         on_ready(url, first_key)
@@ -105,8 +105,8 @@ def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
     gateway_settings = GatewaySettings(
         host=up.host,
         port=up.port,
-        peers=wiring.addresses,
-        identity={"private_key": wiring.private_key},
+        peers=Peers(**wiring.addresses),
+        identity=Identity(private_key=wiring.private_key),
         storage=wiring.storage,
         telemetry_url=wiring.telemetry_url,
     )

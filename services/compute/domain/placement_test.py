@@ -66,7 +66,7 @@ def test_the_order_is_a_permutation_with_priorities_first(queue: list[Waiting]) 
 def test_workspaces_take_turns() -> None:
     queue = [waiting("a1", need(), "a", since=1), waiting("a2", need(), "a", since=2), waiting("b1", need(), "b", since=3)]
     assert [w.id for w in in_order(queue, {})] == ["a1", "b1", "a2"]
-    assert [w.id for w in in_order(queue, {"a": weight(need())})][0] == "b1"
+    assert in_order(queue, {"a": weight(need())})[0].id == "b1"
 
 
 def test_a_share_does_not_wait_for_whole_cores() -> None:
