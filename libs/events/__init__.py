@@ -8,7 +8,8 @@ from libs.events.current import current_event, handling
 from libs.events.dead_letter import replay_dead_letters, waiting_dead_letters
 from libs.events.event import Event, topic_of
 from libs.events.in_memory import InMemoryEventLog
-from libs.events.log import EventLog, EventLogSettings, Received, Subscription, open_event_log
+from libs.events.log import EventLog, EventLogSettings, Received, Subscription
+from libs.events.opening import open_event_log
 from libs.events.relay import Relay
 
 __all__ = [

@@ -50,18 +50,3 @@ class EventLog(Protocol):
         ...
 
     def subscribe(self, group: str, topics: Sequence[str]) -> Subscription: ...
-
-
-def open_event_log(settings: EventLogSettings) -> EventLog:
-    """The adapter that the URL names."""
-    from libs.events.in_memory import InMemoryEventLog
-    from libs.events.sqlite import SqliteEventLog
-
-    scheme, _, rest = settings.url.partition(":")
-    match scheme:
-        case "memory":
-            return InMemoryEventLog()
-        case "sqlite":
-            return SqliteEventLog(rest.removeprefix("//"), retention_seconds=settings.retention_seconds)
-        case _:
-            raise ValueError(f"event log URL {settings.url!r}: the scheme must be sqlite or memory")

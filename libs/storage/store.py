@@ -70,18 +70,3 @@ def checked(digest: str) -> str:
     if not DIGEST.fullmatch(digest):
         raise Invalid.of([Violation("digest", "must be 'sha256:' and 64 hexadecimal digits")])
     return digest.removeprefix("sha256:")
-
-
-def open_store(settings: StorageSettings, purpose: str) -> ArtifactStore:
-    """The adapter that the URL names, for one purpose ("datasets", "models")."""
-    from libs.storage.in_memory import InMemoryArtifactStore
-    from libs.storage.local import LocalArtifactStore
-
-    scheme, _, rest = settings.url.partition(":")
-    match scheme:
-        case "memory":
-            return InMemoryArtifactStore()
-        case "file":
-            return LocalArtifactStore(Path(rest.removeprefix("//")) / purpose)
-        case _:
-            raise ValueError(f"artifact store URL {settings.url!r}: the scheme must be file or memory")

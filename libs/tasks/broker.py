@@ -4,7 +4,7 @@ from celery import Celery
 from celery.worker import WorkController
 
 
-class Controller(WorkController):  # type: ignore[misc]
+class Controller(WorkController):
     """Celery's worker without its own event loop, which is one for all of a process."""
 
     def should_use_eventloop(self) -> bool:

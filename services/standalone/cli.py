@@ -5,7 +5,6 @@ Starts no service inside the command line's process: the platform is always a ch
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.error
@@ -17,10 +16,10 @@ import psutil
 import typer
 
 from libs.errors import near
-from services.standalone.home import Home, Running
+from services.standalone.control import platform_command, start_platform, stop_platform
+from services.standalone.home import Home, HomeError, Running
 from services.standalone.words import greeting, refusal
 
-STOP_SECONDS = 30.0
 WRONG_INPUT, NOT_RUNNING = 2, 3
 # What a process of the platform is, by a word of its command line.
 PARTS = {
@@ -57,11 +56,14 @@ def up(
 ) -> None:
     """Starts the platform; without --detach this very process becomes it."""
     place = _home(home)
-    argv = _argv(place, host=host, port=port, log_level=log_level)
+    argv = platform_command(place, host=host, port=port, log_level=log_level)
     if not detach:
         os.execv(sys.executable, argv)
     started = time.monotonic()
-    child, said = start_platform(place, host=host, port=port, log_level=log_level)
+    try:
+        child, said = start_platform(place, host=host, port=port, log_level=log_level)
+    except HomeError as error:
+        refuse(error.wrong, error.right)
     seconds = time.monotonic() - started
     if as_json:
         _say_json({**said, "home": str(place.path), "pid": child.pid, "seconds": round(seconds, 2)})
@@ -129,46 +131,6 @@ def demo(
     from services.standalone import demo as flow
 
     sys.exit(flow.main(url=url, api_key=api_key if url else "", keep=keep))
-
-
-def start_platform(home: Home, *, host: str, port: int, log_level: str = "info") -> tuple["subprocess.Popen[bytes]", dict[str, str]]:
-    """A platform process that has said that it is ready, and its words {"url", "api_key"}. Exits with two lines when it cannot start."""
-    read, write = os.pipe()
-    argv = [*_argv(home, host=host, port=port, log_level=log_level), "--ready-fd", str(write)]
-    try:
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[write], start_new_session=True
-        )
-    finally:
-        os.close(write)
-    with os.fdopen(read) as pipe:
-        line = pipe.readline()
-    if not line:
-        child.wait()
-        refuse(f"the platform ended while it started (exit code {child.returncode})", f"look at {home.logs / 'platform.log'}")
-    said: dict[str, str] = json.loads(line)
-    if "wrong" in said:
-        child.wait()
-        refuse(said["wrong"], said["right"])
-    return child, said
-
-
-def _argv(home: Home, *, host: str, port: int, log_level: str) -> list[str]:
-    words = [sys.executable, "-m", "services.standalone", str(home.path), "--host", host, "--port", str(port)]
-    return [*words, "--log-level", log_level]
-
-
-def stop_platform(running: Running) -> None:
-    """SIGTERM, and SIGKILL when that is not heard in time; what it has started ends with it."""
-    try:
-        process = psutil.Process(running.pid)
-        process.terminate()
-        process.wait(STOP_SECONDS)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(5)
 
 
 def refuse(wrong: str, right: str) -> NoReturn:

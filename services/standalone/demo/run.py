@@ -15,7 +15,7 @@ from rich.table import Table
 
 import leptonai as la
 from leptonai._cli import trace as trace_command
-from services.standalone.cli import start_platform, stop_platform
+from services.standalone.control import start_platform, stop_platform
 from services.standalone.demo import flow
 from services.standalone.home import Home
 
