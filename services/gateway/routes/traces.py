@@ -17,6 +17,8 @@ from services.gateway.operations import Operation
 
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _STRING = {"type": "string"}
+# Only the spans of requests from outside have it.
+_REQUEST = "url.path"
 
 
 class Traces:
@@ -52,7 +54,8 @@ def _owned(spans: Sequence[Span], workspace: str) -> list[Span]:
             # Marked before it is known, for spans that name each other as parents.
             owners[span.span_id] = False
             parent = by_id.get(span.parent_id)
-            if parent is None:
+            # A request is its sender's, even if they have named another's span as its parent.
+            if parent is None or _REQUEST in span.attributes:
                 owners[span.span_id] = span.attributes.get(WORKSPACE) == workspace
                 break
             span = parent
