@@ -487,7 +487,7 @@ def until(look: Callable[[], Call[T]], good: Callable[[T], bool], timeout: float
         if timeout is not None and time.monotonic() - started + delay > timeout:
             raise Timeout(f"{what} within {timeout:g} s; it goes on on the platform, so looking again later is fine")
         yield Pause(delay)
-        delay = min(delay * 1.5, 1.0)
+        delay = min(delay * 1.2, 1.0)
 
 
 def is_gone(error: APIError) -> bool:
