@@ -51,11 +51,12 @@ def build(operations: Sequence[Operation]) -> dict[str, Any]:
         "tags": [{"name": tag} for tag in tags],
         "paths": paths,
         "components": {
-            "schemas": {**schemas.components(), "Problem": _PROBLEM, "ProblemViolation": _VIOLATION},
+            # Not "Problem": that is what failed resources hold, a message of the contracts.
+            "schemas": {**schemas.components(), "ProblemDocument": _PROBLEM, "ProblemViolation": _VIOLATION},
             "responses": {
                 "Problem": {
                     "description": "What is wrong, where, and what would be right.",
-                    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
                 }
             },
             "securitySchemes": {
