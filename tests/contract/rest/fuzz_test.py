@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.platform import Platform, running
+from tests.platform import Platform, eventually, running
 
 EXAMPLES = 12
 # Each of them begins a process, keeps a stream open, or takes long to make up.
@@ -132,3 +132,18 @@ def test_answers_that_are_known_to_be_good(platform: Platform, existing: dict[st
         case.validate_response(response, checks=CHECKS)
         asked += 1
     assert asked > 35
+
+
+def test_what_failed_is_told_as_documented(platform: Platform) -> None:
+    """A failed version holds a problem of its own, smaller than the document that a refused request gets."""
+    schema = schemathesis.openapi.from_url(f"{platform.url}/openapi.json")
+    operation = schema["/v1/datasets/{name}/versions/{number}"]["GET"]
+    with platform.http() as http:
+        accepted = http.put("/v1/datasets/broken/content", params={"wait": 0}, content=b"a,a\n1,2\n")
+        assert accepted.status_code == 202, accepted.text
+        failed = eventually(lambda: http.get("/v1/datasets/broken/versions/1").json()["state"] == "failed")
+        assert failed
+    case = operation.Case(path_parameters={"name": "broken", "number": 1})
+    response = case.call(base_url=platform.url, headers={"authorization": f"Bearer {platform.key}"}, timeout=30)
+    assert response.json()["error"]["errors"]
+    case.validate_response(response, checks=CHECKS)
