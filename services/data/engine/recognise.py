@@ -63,8 +63,9 @@ def recognise(path: Path, file_name: str) -> str:
         raise refuse(shown, f"the name says {named}, but the file does not begin with '{begins}'; it is damaged or has the wrong name")
     text = _text(head, shown).lstrip("\ufeff")
     begun = text.lstrip()
-    if not begun and len(head) < HEAD_BYTES:
-        raise refuse(shown, f"the file holds nothing but blank lines; it should be {TAKEN}")
+    if not begun:
+        what = "holds nothing but blank lines" if len(head) < HEAD_BYTES else f"begins with {HEAD_BYTES >> 10} KiB of blanks"
+        raise refuse(shown, f"the file {what}; it should be {TAKEN}")
     if begun[:15].lower().startswith(("<!doctype", "<html", "<?xml")):
         raise refuse(shown, f"the file is a web page or XML, not data; it should be {TAKEN}", code="unsupported_media_type")
     if begun.startswith("[") and (named == "jsonl" or begun[1:].lstrip().startswith(("{", "["))):
