@@ -128,8 +128,10 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the platform running.")] = False,
 ) -> None:
     """Data to a model that answers and earns, twice."""
-    from services.standalone import demo as flow
-
+    try:
+        from services.standalone import demo as flow
+    except ModuleNotFoundError as missing:
+        refuse(f"the demonstration's data comes with a package that is missing: {missing.name}", "pip install scikit-learn pillow")
     sys.exit(flow.main(url=url, api_key=api_key if url else "", keep=keep))
 
 
