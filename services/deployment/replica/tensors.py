@@ -24,6 +24,7 @@ TYPES: Mapping[str, type[np.generic]] = {
     "FP64": np.float64,
 }
 _MAX_CELLS = 64 << 20
+_MAX_SIDES = 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def read_tensor(data: Any, binary: "BinaryReader") -> Tensor:
     cells = 1
     for side in shape:
         cells *= side
-        if cells > _MAX_CELLS:
+        # A side of 0 hides what stands beside it, and NumPy takes no more than 32 sides everywhere.
+        if max(cells, side) > _MAX_CELLS or len(shape) > _MAX_SIDES:
             raise bad(name, f"shape {shape[:8]} has too many elements")
     parameters = data.get("parameters") or {}
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
