@@ -154,6 +154,14 @@ class _Subscription:
         await self._log._in_thread(self._commit, last)
 
     def _commit(self, last: dict[str, int]) -> None:
+        # Not synced: after a power cut some events come again, and inboxes know them.
+        self._log._db.execute("PRAGMA synchronous=NORMAL")
+        try:
+            self._commit_unsynced(last)
+        finally:
+            self._log._db.execute("PRAGMA synchronous=FULL")
+
+    def _commit_unsynced(self, last: dict[str, int]) -> None:
         with _transaction(self._log._db):
             self._log._db.executemany(
                 "INSERT INTO committed VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET position = max(position, excluded.position)",
