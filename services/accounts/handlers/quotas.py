@@ -12,6 +12,8 @@ from services.accounts.tables import Plan, Reservation, Workspace
 
 # These stand until the job's end is told, however long it takes.
 STANDING = "training-jobs/"
+# Rows of others' listings are the buyer's predictions: the gateway reserves them as such, so they are used up as such.
+COUNTED_AS = {"listing_rows": "predictions"}
 
 
 async def quotas(session: AsyncSession, *, workspace: Workspace, now: float, period: str = "") -> list[Quota]:
@@ -23,7 +25,8 @@ async def quotas(session: AsyncSession, *, workspace: Workspace, now: float, per
         if metric not in COUNTERS or period in ("", running):
             used[metric] = used.get(metric, 0) + amount
     for metric, quantity in (await repository.totals(session, workspace.name, period or running)).items():
-        used[metric] = used.get(metric, 0) + whole_units(quantity)
+        counted = COUNTED_AS.get(metric, metric)
+        used[counted] = used.get(counted, 0) + whole_units(quantity)
     return [Quota(metric, plan.quotas.get(metric, 0), used.get(metric, 0)) for metric in METRICS]
 
 
