@@ -55,6 +55,8 @@ def serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
 
     Raises HomeError when the home or the address cannot be used.
     """
+    # The home is this user's alone; so is each file of it, should the home be copied or opened.
+    os.umask(0o077)
     home.prepare()
     try:
         check_address(up.host, up.port)
