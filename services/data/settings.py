@@ -9,12 +9,12 @@ class EngineSettings(Block):
     """What one job of the engine may take; the other bounds are those of `Limits`."""
 
     memory_mib: int = 1024
-    address_space_mib: int = 4096
+    address_space_mib: int = 6144
     cpu_seconds: int = 900
     wall_seconds: float = 900.0
     threads: int = 2
     max_expanded_mib: int = 8192
-    max_columns: int = 4096
+    max_columns: int = 2000
 
     def limits(self) -> Limits:
         return Limits(

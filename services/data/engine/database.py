@@ -14,6 +14,14 @@ from libs.errors import AppError, Invalid
 from services.data.engine.columns import literal, refuse
 from services.data.engine.limits import MIB, Limits
 
+VECTOR_ROWS = 2048
+# Of a row group, as far as its cells are not too many.
+GROUP_ROWS, GROUP_CELLS = 122_880, 8_000_000
+# Columns from which on a table in memory costs too much.
+WIDE = 1000
+# A picture weighs as much as so many columns.
+PICTURE_WIDTH = 2000
+
 
 class Database:
     """One connection and the folder it may use."""
@@ -36,6 +44,8 @@ class Database:
             },
         )
         self.connection.execute("SET TimeZone = 'UTC'")
+        # A profile asks the same file many times.
+        self.connection.execute("SET parquet_metadata_cache = true")
 
     def confine(self, *files: Path) -> None:
         """From now on SQL reads these files, reads and writes the job's folder, and changes no setting. For good."""
@@ -54,10 +64,26 @@ class Database:
     def row(self, sql: str, parameters: Sequence[Any] | None = None) -> tuple[Any, ...]:
         return self.rows(sql, parameters)[0]
 
-    def write_parquet(self, select: str, target: Path, *, compression: str = "zstd") -> int:
-        """Writes a query's rows in their order; answers how many. The same rows give the same bytes."""
-        sql = f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION {compression}, ROW_GROUP_SIZE 122880)"
+    def write_parquet(self, select: str, target: Path, *, width: int, compression: str = "zstd") -> int:
+        """Writes a query's rows in their order; answers how many. The same rows give the same bytes. `width`: its columns."""
+        rows = max(VECTOR_ROWS, min(GROUP_ROWS, GROUP_CELLS // max(width, 1)))
+        sql = f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION {compression}, ROW_GROUP_SIZE {rows})"
         return int(self.row(sql)[0])
+
+    def keep(self, name: str, select: str, *, width: int) -> None:
+        """Computes a query once, under a name. A table takes 256 KiB of memory for every column, however few the rows: wide ones lie in a
+        file."""
+        if width <= WIDE:
+            self.run(f"CREATE OR REPLACE TABLE {name} AS {select}")
+            return
+        path = self.folder / f"{name}.parquet"
+        self.write_parquet(select, path, width=width, compression="uncompressed")
+        self.run(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM read_parquet({literal(str(path))})")
+
+    def drop(self, name: str, *, width: int) -> None:
+        """What was kept."""
+        self.run(f"DROP {'TABLE' if width <= WIDE else 'VIEW'} {name}")
+        (self.folder / f"{name}.parquet").unlink(missing_ok=True)
 
 
 def translate(error: BaseException) -> AppError | None:

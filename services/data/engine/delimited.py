@@ -15,14 +15,44 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from libs.errors import Invalid, Violation
-from services.data.engine.columns import check_names, quoted, refuse
+from services.data.engine.columns import check_names, refuse
 from services.data.engine.database import Database, damaged
+from services.data.engine.infer import gap_notice, gaps
 from services.data.engine.limits import Limits
+from services.data.engine.loading import load as load_batches
 from services.data.engine.text import Facts, scan
 
 SAMPLE_CHARACTERS = 1 << 16
 SAMPLE_RECORDS = 100
+# Arrow's blocks of all columns together, about.
+COLUMN_BYTES = 512 << 20
+# Cells that mean "no value": in these spellings, perhaps with a space before or after. Empty and blank cells do as well.
+MISSING_WORDS = ("na", "n/a", "<na>", "#n/a", "null", "nan", "none", "?", "-")
+MISSING = sorted(
+    {" " * length for length in range(33)}
+    | {
+        f"{before}{spelled}{after}"
+        for word in MISSING_WORDS
+        for spelled in (word, word.upper(), word.capitalize(), "NaN")
+        for before in ("", " ")
+        for after in ("", " ")
+    }
+)
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file is to be read."""
+
+    path: Path
+    separator: str
+    names: list[str]
+    facts: Facts
+
+    def records(self, file: Iterable[str]) -> Any:
+        """As Python's `csv` reads them, in strict mode."""
+        return _records(file, self.separator)
 
 
 @dataclass(frozen=True)
@@ -41,12 +71,17 @@ def load(database: Database, path: Path, kind: str, limits: Limits) -> Loaded:
     header = _header(path, separator)
     names = [name.strip() for name in header]
     check_names(names, "line 1", limits)
+    layout = Layout(path, separator, names, facts)
     if facts.has_quotes:
-        _check_records(path, separator, len(names), facts, limits)
-    _read(database, path, separator, names, facts, limits)
-    if database.row("SELECT count(*) FROM raw")[0] == 0:
+        _check_records(layout, limits)
+    block_bytes = _read(database, layout, limits)
+    rows = database.row("SELECT count(*) FROM raw")[0]
+    if not rows:
         raise refuse("line 2", f"there is a header of {len(names)} columns and no row under it; add the data")
-    return Loaded(names, _notices(header, names, separator, kind))
+    lacking = gaps(database, names)
+    written = _spellings(layout, block_bytes, list(lacking)) if lacking else {}
+    notices = [gap_notice(name, count, rows, written.get(name, ())) for name, count in lacking.items()]
+    return Loaded(names, _notices(header, names, separator, kind) + notices)
 
 
 def _records(lines: Iterable[str], separator: str, *, strict: bool = True) -> Any:
@@ -80,28 +115,60 @@ def _header(path: Path, separator: str) -> list[str]:
             raise refuse("line 1", f"the header cannot be read: {error}") from error
 
 
-def _read(database: Database, path: Path, separator: str, names: Sequence[str], facts: Facts, limits: Limits) -> None:
-    try:
-        reader = arrow_csv.open_csv(
-            path,
-            # As many bytes as the longest line may have: Arrow reads no line that is longer than a block.
-            read_options=arrow_csv.ReadOptions(column_names=list(names), use_threads=False, block_size=limits.max_line_bytes),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=separator, newlines_in_values=facts.has_quotes, ignore_empty_lines=True, double_quote=True
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=False, check_utf8=False
-            ),
-        )
-        with_header = pa.RecordBatchReader.from_batches(reader.schema, _without_first_row(reader))
-        database.connection.register("incoming", with_header)
-        # Loaded as it comes; the order of rows is the order of lines.
-        database.run("CREATE TABLE raw AS SELECT * FROM incoming")
-        database.connection.unregister("incoming")
-    except Exception as error:
-        _check_records(path, separator, len(names), facts, limits)
-        with damaged("", "the file cannot be read as CSV"):
-            raise ValueError(str(error)) from error
+def _read(database: Database, layout: Layout, limits: Limits) -> int:
+    """Makes the table "raw"; answers the size of blocks by which the file can be read."""
+    failure: Exception | None = None
+    for block_bytes in _block_sizes(len(layout.names), limits):
+        try:
+            reader = _open(layout, block_bytes)
+            load_batches(database, "raw", reader.schema, _without_first_row(reader))
+            return block_bytes
+        except Exception as error:
+            failure = error
+            if "straddl" not in str(error):
+                break
+    _check_records(layout, limits)
+    with damaged("", "the file cannot be read as CSV"):
+        raise failure or ValueError("no block is large enough")
+
+
+def _block_sizes(columns: int, limits: Limits) -> Iterator[int]:
+    """Arrow reads no line that is longer than two blocks, and takes as much memory as a block for every column: small ones first."""
+    size = max(min(1 << 20, COLUMN_BYTES // columns), 1 << 16)
+    while size < limits.max_line_bytes:
+        yield size
+        size *= 8
+    yield limits.max_line_bytes
+
+
+def _open(layout: Layout, block_bytes: int, *, only: Sequence[str] | None = None) -> arrow_csv.CSVStreamingReader:
+    """All cells as texts; those that mean "no value" as nulls, unless `only` some columns are asked for."""
+    return arrow_csv.open_csv(
+        layout.path,
+        read_options=arrow_csv.ReadOptions(column_names=layout.names, use_threads=False, block_size=block_bytes),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=layout.separator, newlines_in_values=layout.facts.has_quotes, ignore_empty_lines=True
+        ),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types={name: pa.string() for name in layout.names},
+            include_columns=only,
+            null_values=MISSING,
+            strings_can_be_null=only is None,
+            check_utf8=False,
+        ),
+    )
+
+
+def _spellings(layout: Layout, block_bytes: int, columns: Sequence[str]) -> dict[str, list[str]]:
+    """How "no value" is spelled in these columns, as far as the file's beginning shows."""
+    reader = _open(layout, block_bytes, only=columns)
+    first = reader.read_next_batch().slice(1)
+    reader.close()
+    meanings = set(MISSING)
+    return {
+        name: sorted({word.strip() for word in meanings.intersection(cells.unique().to_pylist())} - {""})
+        for name, cells in zip(columns, first.columns, strict=True)
+    }
 
 
 def _without_first_row(reader: arrow_csv.CSVStreamingReader) -> Iterator[pa.RecordBatch]:
@@ -112,20 +179,21 @@ def _without_first_row(reader: arrow_csv.CSVStreamingReader) -> Iterator[pa.Reco
         first = first and not batch.num_rows
 
 
-def _check_records(path: Path, separator: str, width: int, facts: Facts, limits: Limits) -> None:
-    """Raises for every record that is not `width` values wide, and for quotes that do not close."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+def _check_records(layout: Layout, limits: Limits) -> None:
+    """Raises for every record that is not as wide as the header, and for quotes that do not close."""
+    width = len(layout.names)
+    with layout.path.open(encoding="utf-8-sig", newline="") as file:
         try:
             # Everything at C speed first; names and numbers only where something is wrong.
-            if set(map(len, _records(file, separator))) <= {0, width}:
+            if set(map(len, layout.records(file))) <= {0, width}:
                 return
         except csv.Error:
             pass
     violations: list[Violation] = []
     wrong = 0
     begin = end = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = _records(file, separator)
+    with layout.path.open(encoding="utf-8-sig", newline="") as file:
+        reader = layout.records(file)
         try:
             for record in reader:
                 begin, end = end + 1, reader.line_num
@@ -136,7 +204,7 @@ def _check_records(path: Path, separator: str, width: int, facts: Facts, limits:
         except csv.Error as error:
             violations.append(_unreadable(str(error), end + 1, reader.line_num, limits))
             wrong += 1
-    if wrong == 1 and not facts.ends_with_newline and violations[0].field == f"line {begin}":
+    if wrong == 1 and not layout.facts.ends_with_newline and violations[0].field == f"line {begin}":
         message = f"{violations[0].message}; it is the last line and has no line end: the file seems to be cut off"
         violations = [Violation(f"line {begin}", message)]
     if violations:
@@ -180,8 +248,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def selected(names: Sequence[str]) -> str:
-    """The columns as a SQL list."""
-    return ", ".join(quoted(name) for name in names)

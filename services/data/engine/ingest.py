@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from services.data.engine import delimited, infer, json_lines
 from services.data.engine.columns import Column, literal
-from services.data.engine.database import Database, damaged, translate
+from services.data.engine.database import PICTURE_WIDTH, Database, damaged, translate
 from services.data.engine.limits import Limits
+from services.data.engine.outcome import outcome
 from services.data.engine.profile import profile
 from services.data.engine.recognise import recognise
 
@@ -26,37 +27,19 @@ def ingest(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
     select, columns, notices = _load_table(database, source, form, limits)
     target = folder / "all.parquet"
     with damaged("", "the values cannot be converted"):
-        rows = database.write_parquet(select, target)
-    database.run("DROP TABLE raw")
+        rows = database.write_parquet(select, target, width=len(columns))
+    if form != "parquet":
+        database.drop("raw", width=len(columns))
     described = _described(database, target, columns)
-    return {"format": form, **result("table", columns, [("all", rows, target)], notices, described)}
+    return {"format": form, **outcome("table", columns, [("all", rows, target)], notices, described)}
 
 
 def _described(database: Database, target: Path, columns: Sequence[Column]) -> dict[str, Any]:
-    database.run(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(target))})")
-    return profile(database, "typed", columns)
-
-
-def result(
-    kind: str, columns: list[Column], splits: list[tuple[str, int, Path]], notices: list[str], described: dict[str, Any]
-) -> dict[str, Any]:
-    """What every job that makes a version answers."""
-    repeated = described["duplicate_rows"]
-    if repeated:
-        what = ("picture repeats another", "pictures repeat others") if kind == "images" else ("row repeats another", "rows repeat others")
-        notices = [f"{repeated} {what[repeated > 1]}.", *notices]
-    return {
-        "kind": kind,
-        "columns": [column.to_json() for column in columns],
-        "rows": sum(rows for _, rows, _ in splits),
-        "splits": [{"name": name, "rows": rows, "file": path.name, "size_bytes": path.stat().st_size} for name, rows, path in splits],
-        "notices": notices,
-        "profile": described,
-    }
+    return profile(database, f"read_parquet({literal(str(target))})", columns)
 
 
 def _load_table(database: Database, source: Path, form: str, limits: Limits) -> tuple[str, list[Column], list[str]]:
-    """Makes the table "raw"; answers the SQL that types it, the columns and the notices."""
+    """Makes "raw"; answers the SQL that types it, the columns and the notices."""
     if form == "parquet":
         # Loaded here because it takes 0.1 s, which the text formats need not wait for.
         from services.data.engine import parquet_file
@@ -91,10 +74,10 @@ def _pictures(database: Database, source: Path, folder: Path, limits: Limits) ->
         database.connection.register("incoming", reader)
         try:
             # Pictures are compressed already.
-            count = database.write_parquet("SELECT * FROM incoming", target, compression="uncompressed")
+            count = database.write_parquet("SELECT * FROM incoming", target, width=PICTURE_WIDTH, compression="uncompressed")
         except Exception as error:
             # DuckDB passes on the text of the exception only.
             raise (failures[0] if failures else translate(error) or error) from None
         database.connection.unregister("incoming")
     described = _described(database, target, pictures.COLUMNS)
-    return result("images", list(pictures.COLUMNS), [("all", count, target)], album.notices, described)
+    return outcome("images", list(pictures.COLUMNS), [("all", count, target)], album.notices, described)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.errors import AppError
+from services.data.engine.delimited import MISSING
 from services.data.engine.ingest import ingest
 from services.data.engine.limits import Limits
 from services.data.engine.sample_files import ALBUM, BROKEN, Broken, parquet, picture, zipped
@@ -110,6 +111,13 @@ def test_a_single_column(tmp_path: Path) -> None:
     answer, table = read(tmp_path, b'a\n1\n\n""\n2\n')
     assert [row["a"] for row in table] == [1, None, 2]
     assert answer["rows"] == 3
+
+
+def test_lines_of_any_length_up_to_the_limit(tmp_path: Path) -> None:
+    lengths = [10, 3_000_000, 100, 7_000_000]
+    content = "a,b\n" + "".join(f"{number},{'x' * length}\n" for number, length in enumerate(lengths))
+    _, table = read(tmp_path, content.encode())
+    assert [len(row["b"]) for row in table] == lengths
 
 
 def test_json_lines_keep_their_types(tmp_path: Path) -> None:
@@ -236,4 +244,4 @@ def test_any_text_is_read_as_python_reads_it_or_refused(tmp_path_factory: pytest
         assert len(table) == len(expected)
         for row, cells_ in zip(table, expected, strict=True):
             for found, cell in zip(row.values(), cells_, strict=True):
-                assert found == (None if cell.strip(" ") in ("", "-") else cell)
+                assert found == (None if cell in MISSING else cell)

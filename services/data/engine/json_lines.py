@@ -14,7 +14,9 @@ import pyarrow as pa
 from libs.errors import Invalid, Violation
 from services.data.engine.columns import check_names, refuse
 from services.data.engine.database import Database
+from services.data.engine.infer import gap_notice, gaps
 from services.data.engine.limits import Limits
+from services.data.engine.loading import load as load_batches
 from services.data.engine.text import scan
 
 CHUNK_LINES = 8192
@@ -70,10 +72,9 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
     declared = {name: column.kind() for name, column in seen.items()}
     schema = pa.schema([(name, ARROW[declared[name]]) for name in names])
     batches = (_batch(objects, schema, declared) for _, objects in _chunks(path, facts.ends_with_newline))
-    database.connection.register("incoming", pa.RecordBatchReader.from_batches(schema, batches))
-    database.run("CREATE TABLE raw AS SELECT * FROM incoming")
-    database.connection.unregister("incoming")
-    return Loaded(names, declared, [note for name in names for note in _notes(name, seen[name], declared[name])])
+    load_batches(database, "raw", schema, batches)
+    notices = [note for name in names for note in _notes(name, seen[name], declared[name])]
+    return Loaded(names, declared, notices + [gap_notice(name, count, rows) for name, count in gaps(database, names).items()])
 
 
 ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "double": pa.float64(), "string": pa.string()}

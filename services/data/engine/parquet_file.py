@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from libs.errors import Invalid, Violation
 from services.data.engine.columns import Column, check_names, literal, quoted, refuse
 from services.data.engine.database import Database, damaged
+from services.data.engine.infer import gap_notice, gaps
 from services.data.engine.limits import Limits
 
 T = pa.types
@@ -19,7 +20,7 @@ CELL_BYTES = 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """The table "raw" in the database."""
+    """The view "raw" in the database."""
 
     columns: list[Column]
     notices: list[str]
@@ -45,7 +46,7 @@ CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], str, str, str], ...] = (
 
 
 def load(database: Database, path: Path, limits: Limits) -> Loaded:
-    """Makes the table "raw"; raises Invalid for what is damaged, too large or of no type we have."""
+    """Makes the view "raw"; raises Invalid for what is damaged, too large or of no type we have."""
     with path.open("rb") as file:
         file.seek(-4, 2)
         if file.read(4) != b"PAR1":
@@ -74,8 +75,10 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
     if len(kept) < len(schema.names):
         notices.append("The index that pandas had written was left out.")
     with damaged("", "the Parquet file is damaged"):
-        database.run(f"CREATE TABLE raw AS SELECT {', '.join(selected)} FROM read_parquet({literal(str(path))})")
-    return Loaded(_with_gaps(database, columns), notices)
+        database.run(f"CREATE VIEW raw AS SELECT {', '.join(selected)} FROM read_parquet({literal(str(path))})")
+        lacking = gaps(database, kept)
+    notices += [gap_notice(name, count, metadata.num_rows) for name, count in lacking.items()]
+    return Loaded([Column(column.name, column.type, nullable=column.name in lacking) for column in columns], notices)
 
 
 def _check_size(metadata: pq.FileMetaData, limits: Limits) -> None:
@@ -113,9 +116,3 @@ def _conversion(database: Database, path: Path, name: str, kind: pa.DataType) ->
     else:
         advice = "take numbers, truth values, texts or times"
     return Violation(f"column '{name}'", f"its type {kind} is not supported; {advice}")
-
-
-def _with_gaps(database: Database, columns: list[Column]) -> list[Column]:
-    """The columns as they are: nullable where some row lacks a value."""
-    counts = database.row(f"SELECT count(*), {', '.join(f'count({quoted(column.name)})' for column in columns)} FROM raw")
-    return [Column(column.name, column.type, nullable=filled < counts[0]) for column, filled in zip(columns, counts[1:], strict=True)]

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from libs.errors import Invalid
+from services.data.engine.database import translate
 from services.data.engine.limits import MIB, Limits
 from services.data.engine.process import EngineFailed, run
 from services.data.engine.sample_files import ALBUM, zipped
@@ -106,3 +107,26 @@ def until(condition: object, seconds: float = 15) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+async def test_a_preview_is_never_too_much(tmp_path: Path) -> None:
+    wide = ",".join(f"c{number}" for number in range(600))
+    row = ",".join(["x" * 1500] * 600)
+    source = upload(tmp_path, "\n".join([wide, *[row] * 30]).encode())
+    answer = await run("ingest", {"path": str(source), "file_name": "a.csv"}, work(tmp_path), Limits())
+    assert answer["rows"] == 30
+    shown = await run("preview", {"path": str(tmp_path / "job" / "all.parquet"), "rows": 1000}, work(tmp_path, "preview"), Limits())
+    assert 10 < len(shown["rows"]) < 20
+    assert shown["rows"][0]["c0"] == "x" * 1000 + "…"
+
+
+def test_what_the_kernel_says_is_said_in_words() -> None:
+    for text, code in (
+        ("No space left on device", "storage_full"),
+        ("File too large", "too_large"),
+        ("malloc of size 5 failed", "out_of_memory"),
+    ):
+        known = translate(OSError(text))
+        assert known is not None
+        assert known.code == code
+    assert translate(ValueError("anything")) is None

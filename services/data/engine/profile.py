@@ -13,43 +13,56 @@ MAYBE_EXACT = 12_000
 EXACT_QUANTILE_ROWS = 1_000_000
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 TOP = 100
-VALUE_CHARACTERS = 200
-BATCH_COLUMNS = 64
+VALUE_CHARACTERS, VALUE_CHARACTERS_OF_MANY = 200, 40
+MANY_COLUMNS = 500
+BATCH_COLUMNS, BATCH_CELLS = 64, 32_000_000
 BINS = 10
 
 
-def profile(database: Database, table: str, columns: Sequence[Column]) -> dict[str, Any]:
-    """In the shape of the proto's Profile. Statistics of numbers leave out NaN and infinity."""
-    rows = int(database.row(f"SELECT count(*) FROM {table}")[0])
-    described = []
-    for begin in range(0, len(columns), BATCH_COLUMNS):
-        described += _figures(database, table, columns[begin : begin + BATCH_COLUMNS], rows)
-    for column, entry in zip(columns, described, strict=True):
-        if column.type != "image":
-            _frequent(database, table, column, entry, rows)
-    for begin in range(0, len(columns), BATCH_COLUMNS):
-        _histograms(database, table, columns[begin : begin + BATCH_COLUMNS], described[begin : begin + BATCH_COLUMNS])
-    compared = [column.name for column in columns if not (_is_pictures(columns) and column.name == "path")]
-    return {"rows": rows, "duplicate_rows": duplicate_rows(database, table, compared), "columns": described}
+def profile(database: Database, source: str, columns: Sequence[Column]) -> dict[str, Any]:
+    """In the shape of the proto's Profile; statistics of numbers leave out NaN and infinity. `source`: a table, or a read_parquet(…)."""
+    rows = int(database.row(f"SELECT count(*) FROM {source}")[0])
+    characters = VALUE_CHARACTERS if len(columns) <= MANY_COLUMNS else VALUE_CHARACTERS_OF_MANY
+    described: list[dict[str, Any]] = []
+    step = max(1, min(BATCH_COLUMNS, BATCH_CELLS // rows))
+    for begin in range(0, len(columns), step):
+        described += _describe(database, source, columns[begin : begin + step], rows, characters)
+    # A picture under two names is the same picture.
+    of_pictures = any(column.type == "image" for column in columns)
+    compared = [column.name for column in columns if not (of_pictures and column.name == "path")]
+    return {"rows": rows, "duplicate_rows": duplicate_rows(database, source, compared), "columns": described}
 
 
-def duplicate_rows(database: Database, table: str, names: Sequence[str]) -> int:
+def _describe(database: Database, source: str, columns: Sequence[Column], rows: int, characters: int) -> list[dict[str, Any]]:
+    """Some columns, taken out first: of a wide table, each query would cost as much as its binding."""
+    taken = (f"md5({quoted(c.name)}) AS {quoted(c.name)}" if c.type == "image" else quoted(c.name) for c in columns)
+    database.run(f"CREATE OR REPLACE TEMP TABLE batch AS SELECT {', '.join(taken)} FROM {source}")
+    entries = _figures(database, columns, rows)
+    _deviations(database, columns, entries)
+    for column, entry in zip(columns, entries, strict=True):
+        if column.type == "image":
+            continue
+        if entry["distinct"] <= MAYBE_EXACT:
+            _tally(database, column, entry, characters)
+        elif column.type in ("string", "integer") and entry["distinct"] <= rows / 2:
+            _sketch(database, column, entry, characters)
+    _histograms(database, columns, entries)
+    return entries
+
+
+def duplicate_rows(database: Database, source: str, names: Sequence[str]) -> int:
     """How many rows repeat an earlier one. Rows are found by a hash, and then compared."""
     row = f"hash({', '.join(quoted(name) for name in names)})"
     database.run(
-        f"CREATE OR REPLACE TEMP TABLE hashes AS SELECT h, count(*) AS n FROM (SELECT {row} AS h FROM {table}) GROUP BY h HAVING n > 1"
+        f"CREATE OR REPLACE TEMP TABLE hashes AS SELECT h, count(*) AS n FROM (SELECT {row} AS h FROM {source}) GROUP BY h HAVING n > 1"
     )
     suspects = database.row("SELECT coalesce(sum(n), 0)::BIGINT FROM hashes")[0]
     if not suspects:
         return 0
     selected = ", ".join(quoted(name) for name in names)
-    repeated = f"SELECT DISTINCT {selected} FROM {table} WHERE {row} IN (SELECT h FROM hashes)"
+    repeated = f"SELECT DISTINCT {selected} FROM {source} WHERE {row} IN (SELECT h FROM hashes)"
     # Suspects are told apart by their values, so that a collision of hashes changes nothing.
     return int(suspects) - int(database.row(f"SELECT count(*) FROM ({repeated})")[0])
-
-
-def _is_pictures(columns: Sequence[Column]) -> bool:
-    return any(column.type == "image" for column in columns)
 
 
 def _finite(column: Column) -> str:
@@ -58,7 +71,7 @@ def _finite(column: Column) -> str:
     return f"CASE WHEN isfinite({cell}) THEN {cell} END" if column.type == "double" else f"CAST({cell} AS DOUBLE)"
 
 
-def _figures(database: Database, table: str, columns: Sequence[Column], rows: int) -> list[dict[str, Any]]:
+def _figures(database: Database, columns: Sequence[Column], rows: int) -> list[dict[str, Any]]:
     quantile = "quantile_cont" if rows <= EXACT_QUANTILE_ROWS else "approx_quantile"
     asked: list[str] = []
     for column in columns:
@@ -70,7 +83,7 @@ def _figures(database: Database, table: str, columns: Sequence[Column], rows: in
             asked += [f"min({number})", f"max({number})", f"avg({number})", f"{quantile}({number}, {QUANTILES})"]
         else:
             asked += ["NULL"] * 4
-    found = list(database.row(f"SELECT {', '.join(asked)} FROM {table}"))
+    found = list(database.row(f"SELECT {', '.join(asked)} FROM batch"))
     entries = []
     for position, column in enumerate(columns):
         filled, nans, distinct, least, most, mean, quantiles = found[position * 7 : position * 7 + 7]
@@ -80,11 +93,10 @@ def _figures(database: Database, table: str, columns: Sequence[Column], rows: in
             if math.isfinite(mean):
                 entry["mean"] = mean
         entries.append(entry)
-    _deviations(database, table, columns, entries)
     return entries
 
 
-def _deviations(database: Database, table: str, columns: Sequence[Column], entries: Sequence[dict[str, Any]]) -> None:
+def _deviations(database: Database, columns: Sequence[Column], entries: Sequence[dict[str, Any]]) -> None:
     """Standard deviations about the known means: exact also where mean² dwarfs the variance, and no overflow stops the rest."""
     pairs = [(column, entry) for column, entry in zip(columns, entries, strict=True) if "mean" in entry]
     if not pairs:
@@ -96,43 +108,41 @@ def _deviations(database: Database, table: str, columns: Sequence[Column], entri
         away = f"({_finite(column)} / {scale!r} - {entry['mean'] / scale!r})"
         asked.append(f"sqrt(sum({away} * {away}) / nullif(count({_finite(column)}) - 1, 0))")
         scales.append(scale)
-    found = database.row(f"SELECT {', '.join(asked)} FROM {table}")
+    found = database.row(f"SELECT {', '.join(asked)} FROM batch")
     for (_, entry), scale, deviation in zip(pairs, scales, found, strict=True):
         if deviation is not None and math.isfinite(deviation * scale):
             entry["std"] = deviation * scale
 
 
-def _frequent(database: Database, table: str, column: Column, entry: dict[str, Any], rows: int) -> None:
-    """Distinct and most frequent values: exact where they are few, else the most frequent of a sketch, counted exactly."""
+def _tally(database: Database, column: Column, entry: dict[str, Any], characters: int) -> None:
+    """Where values are few, how often each is there: distinct and most frequent ones are exact."""
     cell = quoted(column.name)
-    text = f"left(CAST(value AS VARCHAR), {VALUE_CHARACTERS})"
-    if entry["distinct"] <= MAYBE_EXACT:
-        database.run(
-            f"CREATE OR REPLACE TEMP TABLE tally AS SELECT {cell} AS value, count(*) AS n FROM {table} WHERE {cell} IS NOT NULL GROUP BY 1"
-        )
-        entry["distinct"] = int(database.row("SELECT count(*) FROM tally")[0])
-    elif column.type in ("double", "timestamp") or entry["distinct"] > rows / 2:
-        # Nearly every value is another one: none is frequent.
-        entry["top"] = []
-        return
-    else:
-        database.run(
-            f"CREATE OR REPLACE TEMP TABLE tally AS SELECT {cell} AS value, count(*) AS n FROM {table}"
-            f" WHERE {cell} IN (SELECT unnest(approx_top_k({cell}, {TOP})) FROM {table}) GROUP BY 1"
-        )
-    top = database.rows(f"SELECT {text}, n FROM tally ORDER BY n DESC, value LIMIT {TOP}")
+    counted = f"SELECT {cell} AS value, count(*) AS n FROM batch WHERE {cell} IS NOT NULL GROUP BY 1"
+    spelled = f"left(CAST(value AS VARCHAR), {characters})"
+    top = database.rows(f"SELECT {spelled}, n, count(*) OVER () FROM ({counted}) ORDER BY n DESC, value LIMIT {TOP}")
+    entry["distinct"] = top[0][2] if top else 0
+    entry["top"] = [{"value": value, "count": count} for value, count, _ in top]
+
+
+def _sketch(database: Database, column: Column, entry: dict[str, Any], characters: int) -> None:
+    """Where values are many and repeat, the most frequent ones as a sketch finds them, counted exactly."""
+    cell = quoted(column.name)
+    frequent = f"SELECT unnest(approx_top_k({cell}, {TOP})) FROM batch"
+    counted = f"SELECT {cell} AS value, count(*) AS n FROM batch WHERE {cell} IN ({frequent}) GROUP BY 1"
+    top = database.rows(f"SELECT left(CAST(value AS VARCHAR), {characters}), n FROM ({counted}) ORDER BY n DESC, value")
     entry["top"] = [{"value": value, "count": count} for value, count in top]
 
 
-def _histograms(database: Database, table: str, columns: Sequence[Column], entries: Sequence[dict[str, Any]]) -> None:
-    pairs = [(column, entry) for column, entry in zip(columns, entries, strict=True) if "min" in entry]
-    if not pairs:
-        return
+def _histograms(database: Database, columns: Sequence[Column], entries: Sequence[dict[str, Any]]) -> None:
     asked = []
-    for column, entry in pairs:
+    for position, (column, entry) in enumerate(zip(columns, entries, strict=True)):
+        if "min" not in entry:
+            continue
+        number = _finite(column)
         # Halves, because max - min may pass the largest double.
         low, width = entry["min"] / 2, entry["max"] / 2 - entry["min"] / 2
-        bin_ = f"least(floor(({_finite(column)} / 2 - {low!r}) / {width!r} * {BINS}), {BINS - 1})::INTEGER" if width else "0"
-        asked.append(f"histogram(CASE WHEN {_finite(column)} IS NOT NULL THEN {bin_} END)")
-    for (_, entry), counts in zip(pairs, database.row(f"SELECT {', '.join(asked)} FROM {table}"), strict=True):
-        entry["histogram"] = [int((counts or {}).get(number, 0)) for number in range(BINS)]
+        bin_ = f"least(floor(({number} / 2 - {low!r}) / {width!r} * {BINS}), {BINS - 1})::INTEGER" if width else "0"
+        asked.append(f"SELECT {position}, {bin_} AS bin, count(*) FROM batch WHERE {number} IS NOT NULL GROUP BY bin")
+        entry["histogram"] = [0] * BINS
+    for position, bin_number, count in database.rows(" UNION ALL ".join(asked)) if asked else ():
+        entries[position]["histogram"][bin_number] = count

@@ -20,6 +20,11 @@ class Table:
     # No rows: only the steps are checked.
     dry: bool = False
 
+    @property
+    def width(self) -> int:
+        """Columns, with those that nobody sees."""
+        return len(self.columns) + 2
+
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
 

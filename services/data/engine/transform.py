@@ -1,6 +1,7 @@
 """Runs the steps of a transform over a version's splits, or checks them without rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import duckdb
 
 from libs.errors import Invalid, Violation
 from services.data.engine.columns import ROW, SPLIT, SQL_TYPES, Column, literal, quoted
-from services.data.engine.database import Database, first_line, translate
-from services.data.engine.ingest import result
+from services.data.engine.database import PICTURE_WIDTH, Database, first_line, translate
 from services.data.engine.limits import Limits
+from services.data.engine.outcome import outcome
 from services.data.engine.profile import profile
 from services.data.engine.step import Step, Table
 from services.data.engine.steps import STEPS
@@ -30,11 +31,11 @@ def transform(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, An
         table = _apply(database, table, step, number, len(job["steps"]), limits)
     after = _rows(database, table)
     splits = _write(database, table, folder, sources)
-    database.run(f"CREATE VIEW typed AS SELECT * FROM read_parquet([{', '.join(literal(str(path)) for _, _, path in splits)}])")
-    columns = _with_gaps(database, table.columns)
-    described = profile(database, "typed", columns)
+    written = f"read_parquet([{', '.join(literal(str(path)) for _, _, path in splits)}])"
+    described = profile(database, written, table.columns)
+    columns = tuple(replace(column, nullable=entry["nulls"] > 0) for column, entry in zip(table.columns, described["columns"], strict=True))
     notices = [f"{before - after} of {before} rows were left out."] if after < before else []
-    return result("images" if table.of_pictures() else "table", list(columns), splits, notices, described)
+    return outcome("images" if table.of_pictures() else "table", list(columns), splits, notices, described)
 
 
 def check(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
@@ -42,9 +43,10 @@ def check(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
     database = Database(folder, limits)
     database.confine()
     columns = tuple(Column.from_json(column) for column in job["columns"])
-    listed = ", ".join(f"{quoted(column.name)} {SQL_TYPES[column.type]}" for column in columns)
-    database.run(f"CREATE TABLE step_0 ({listed}, {ROW} BIGINT, {SPLIT} VARCHAR)")
+    hidden = [Column(ROW, "integer"), Column(SPLIT, "string")]
+    listed = ", ".join(f"CAST(NULL AS {SQL_TYPES[column.type]}) AS {quoted(column.name)}" for column in (*columns, *hidden))
     table = Table("step_0", columns, dry=True)
+    database.keep(table.name, f"SELECT {listed} LIMIT 0", width=table.width)
     for number, step in enumerate(job["steps"]):
         table = _apply(database, table, step, number, len(job["steps"]), limits)
     return {"columns": [column.to_json() for column in table.columns]}
@@ -56,8 +58,9 @@ def _source(database: Database, columns: Sequence[Column], sources: Sequence[tup
     listed = ", ".join(
         f"md5({quoted(column.name)}) AS {quoted(column.name)}" if column.type == "image" else quoted(column.name) for column in columns
     )
-    database.run(f"CREATE TABLE step_0 AS SELECT {listed}, {ROW}, {SPLIT} FROM ({_numbered(database, sources)})")
-    return Table("step_0", tuple(columns))
+    table = Table("step_0", tuple(columns))
+    database.keep(table.name, f"SELECT {listed}, {ROW}, {SPLIT} FROM ({_numbered(database, sources)})", width=table.width)
+    return table
 
 
 def _numbered(database: Database, sources: Sequence[tuple[str, Path]]) -> str:
@@ -81,13 +84,13 @@ def _apply(database: Database, table: Table, step: Mapping[str, Any], number: in
     sql, columns = STEPS[kind](context, step[kind] or {})
     made = Table(f"step_{number + 1}", columns, table.dry)
     try:
-        database.run(f"CREATE TABLE {made.name} AS {sql}")
+        database.keep(made.name, sql, width=made.width)
     except duckdb.Error as error:
         if known := translate(error):
             raise known from error
         field = "expression" if "expression" in (step[kind] or {}) else ""
         raise context.refuse(field, _failed(error), code="invalid_data") from error
-    database.run(f"DROP TABLE {table.name}")
+    database.drop(table.name, width=table.width)
     if not table.dry and not _rows(database, made):
         raise context.refuse("", "leaves no row; loosen it", code="invalid_data")
     if kind == "split" and not table.dry:
@@ -123,12 +126,7 @@ def _write(database: Database, table: Table, folder: Path, sources: Sequence[tup
     for name in sorted(names, key=lambda name: (ORDER.get(name, 3), name)):
         target = folder / f"{name}.parquet"
         select = f"SELECT {listed} FROM {table.name} t{pictures} WHERE t.{SPLIT} = {literal(name)} ORDER BY t.{ROW}"
-        rows = database.write_parquet(select, target, compression="uncompressed" if table.of_pictures() else "zstd")
+        compression, width = ("uncompressed", PICTURE_WIDTH) if table.of_pictures() else ("zstd", table.width)
+        rows = database.write_parquet(select, target, width=width, compression=compression)
         written.append((name, rows, target))
     return written
-
-
-def _with_gaps(database: Database, columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The columns as they came out: nullable where some row lacks a value."""
-    counts = database.row(f"SELECT count(*), {', '.join(f'count({quoted(column.name)})' for column in columns)} FROM typed")
-    return tuple(Column(column.name, column.type, filled < counts[0]) for column, filled in zip(columns, counts[1:], strict=True))
