@@ -46,7 +46,7 @@ def test_no_file_tells_a_secret(busy: Town) -> None:
     private = "".join((home / "identity.pem").read_text().splitlines()[1:-1])
     tokens = replica_tokens(home)
     assert private and tokens
-    secrets = {name: key for name, key in busy.keys.items()} | {"the first key": busy.platform.key, "the identity": private}
+    secrets = {**busy.keys} | {"the first key": busy.platform.key, "the identity": private}
     found = []
     for path in files(home):
         content = path.read_bytes()
@@ -69,7 +69,7 @@ def test_nobody_else_may_look(town: Town) -> None:
         assert not mode & 0o022, f"{path} is writable by others: {mode:o}"
         if path.name in ("identity.pem", "first-key", "running.json") or "databases" in path.parts or path.name.endswith(".db"):
             assert not mode & 0o077, f"{path} is readable by others: {mode:o}"
-    for folder in Path("/tmp").glob("lepton-*"):  # noqa: S108
+    for folder in Path("/tmp").glob("lepton-*"):
         for path in folder.iterdir() if folder.stat().st_uid == os.getuid() and folder.is_dir() else ():
             if path.is_socket():
                 assert not stat.S_IMODE(folder.stat().st_mode) & 0o077, f"{folder} is open to others"
