@@ -1,10 +1,9 @@
 """JSON lines: one flat object a line. Two passes: the first finds names and types and every line that is wrong, the second loads."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from services.data.engine.text import scan
 
 CHUNK_LINES = 8192
 EXACT_IN_DOUBLE = 1 << 53
-LONG_NUMBER = re.compile(rb"[0-9]{19}")
 INT64 = range(-(1 << 63), 1 << 63)
 ABSENT = type(None)
 
@@ -60,9 +58,14 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
     facts = scan(path)
     seen: dict[str, Seen] = {}
     rows = 0
-    for begin, objects in _chunks(path, facts.ends_with_newline):
+    exact: set[int] = set()
+    for number, chunk in enumerate(_chunks(path)):
+        objects = _parse(chunk, facts.ends_with_newline)
+        if _holds_huge(objects):
+            exact.add(number)
+            objects = _parse_exactly(chunk)
         rows += len(objects)
-        _look(begin, objects, seen, limits)
+        _look(chunk, objects, seen, limits)
     if not rows:
         raise refuse("line 1", 'the file holds no object; each line must be one, such as {"radius": 12.5, "label": "M"}')
     names = list(seen)
@@ -71,7 +74,10 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
     check_names(names, "keys", limits)
     declared = {name: column.kind() for name, column in seen.items()}
     schema = pa.schema([(name, ARROW[declared[name]]) for name in names])
-    batches = (_batch(objects, schema, declared) for _, objects in _chunks(path, facts.ends_with_newline))
+    batches = (
+        _batch(_parse_exactly(chunk) if number in exact else _parse(chunk, facts.ends_with_newline), schema, declared)
+        for number, chunk in enumerate(_chunks(path))
+    )
     load_batches(database, "raw", schema, batches)
     notices = [note for name in names for note in _notes(name, seen[name], declared[name])]
     return Loaded(names, declared, notices + [gap_notice(name, count, rows) for name, count in gaps(database, names).items()])
@@ -80,58 +86,73 @@ def load(database: Database, path: Path, limits: Limits) -> Loaded:
 ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "double": pa.float64(), "string": pa.string()}
 
 
-def _chunks(path: Path, complete: bool) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Line numbers and objects, some thousand at a time."""
-    numbers: list[int] = []
-    objects: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class Chunk:
+    """Lines that are not blank, with their numbers."""
+
+    numbers: list[int]
+    lines: list[bytes]
+
+
+def _chunks(path: Path) -> Iterator[Chunk]:
     with path.open("rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            objects.append(_parse(number, line, complete))
-            numbers.append(number)
-            if len(objects) == CHUNK_LINES:
-                yield numbers, objects
-                numbers, objects = [], []
-    if objects:
-        yield numbers, objects
+        numbered = enumerate(file, start=1)
+        while pairs := list(islice(numbered, CHUNK_LINES)):
+            filled = [(number, line) for number, line in pairs if not line.isspace()]
+            yield Chunk([number for number, _ in filled], [line for _, line in filled])
 
 
-def _parse(number: int, line: bytes, complete: bool) -> dict[str, Any]:
+def _parse(chunk: Chunk, complete: bool) -> list[dict[str, Any]]:
     try:
-        value = orjson.loads(line)
+        objects = [orjson.loads(line) for line in chunk.lines]
+    except orjson.JSONDecodeError:
+        for number, line in zip(chunk.numbers, chunk.lines, strict=True):
+            _refuse_broken(number, line, complete)
+        raise
+    for number, value in zip(chunk.numbers, objects, strict=True):
+        if type(value) is not dict:
+            what = WORDS.get(type(value), "a value")
+            raise refuse(f"line {number}", f'holds {what}; each line must be one object such as {{"radius": 12.5}}')
+    return objects
+
+
+def _refuse_broken(number: int, line: bytes, complete: bool) -> None:
+    try:
+        orjson.loads(line)
     except orjson.JSONDecodeError as error:
         cut = not complete and not line.endswith(b"\n")
         hint = "; it is the last line and has no line end: the file seems to be cut off" if cut else ""
         if line.strip() in (b"{", b"["):
             hint = "; write each object on one line, e.g. DataFrame.to_json(path, orient='records', lines=True)"
         raise refuse(f"line {number}", f"not valid JSON at column {error.colno} ({error.msg.split(':')[0]}){hint}") from None
-    if LONG_NUMBER.search(line):
-        # orjson makes a double of an integer beyond 64 bits.
-        value = json.loads(line)
-    if type(value) is not dict:
-        raise refuse(
-            f"line {number}", f'holds {WORDS.get(type(value), "a value")}; each line must be one object such as {{"radius": 12.5}}'
-        )
-    return value
+
+
+def _holds_huge(objects: list[dict[str, Any]]) -> bool:
+    """Whether a number may be an integer beyond 64 bits, of which orjson makes a double."""
+    return any(type(value) is float and abs(value) >= INT64.stop for row in objects for value in row.values())
+
+
+def _parse_exactly(chunk: Chunk) -> list[dict[str, Any]]:
+    """Five times slower, with integers of any size."""
+    return [json.loads(line) for line in chunk.lines]
 
 
 WORDS = {list: "a list", dict: "an object", str: "a text", int: "a number", float: "a number", bool: "a truth value", ABSENT: "null"}
 
 
-def _look(numbers: Sequence[int], objects: list[dict[str, Any]], seen: dict[str, Seen], limits: Limits) -> None:
+def _look(chunk: Chunk, objects: list[dict[str, Any]], seen: dict[str, Seen], limits: Limits) -> None:
     """Adds a chunk to what was seen."""
     for key in dict.fromkeys(chain.from_iterable(objects)):
         values = [row.get(key) for row in objects]
         types = set(map(type, values))
         if types & {list, dict}:
-            raise _nested(key, numbers, values)
+            raise _nested(key, chunk.numbers, values)
         if key not in seen:
             if len(seen) == limits.max_columns:
                 raise refuse(
-                    f"line {numbers[next(i for i, row in enumerate(objects) if key in row)]}",
+                    f"line {chunk.numbers[next(i for i, row in enumerate(objects) if key in row)]}",
                     f"the objects have more than {limits.max_columns} keys together; at most {limits.max_columns} columns are allowed",
                     code="too_large",
                 )
