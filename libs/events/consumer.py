@@ -1,8 +1,8 @@
 """Applies events to a database, each once: the inbox row and the handler's effect are one transaction.
 
-An error Transient is tried again for as long as it takes, and what stands behind waits; Poison goes to the dead letters at once;
-anything else is tried five times before. Dead letters in an unbroken row of `dead_limit` stop the consumer: then it is not the
-events that are wrong.
+An error that time may mend (Transient, a full disk) is tried again for as long as it takes, and what stands behind waits; Poison goes
+to the dead letters at once; anything else is tried five times before. Dead letters in an unbroken row of `dead_limit` stop the
+consumer: then it is not the events that are wrong.
 """
 
 import asyncio
@@ -114,12 +114,14 @@ class Consumer:
                 await self._handle(received)
                 self._dead_in_a_row = 0
                 return True
-            except Transient as error:
-                log.warning("event_retried", consumer=self._service, event_id=received.event.id, tries=tries, error=str(error))
             except Exception as error:
-                if isinstance(error, Poison) or tries >= TRIES:
-                    return await self._bury(received, error)
-                log.warning("event_retried", consumer=self._service, event_id=received.event.id, tries=tries, error=str(error))
+                if isinstance(error, Poison) or (tries >= TRIES and not _may_pass(error)):
+                    try:
+                        return await self._bury(received, error)
+                    except AppError as failure:
+                        log.warning("dead_letter_not_written", consumer=self._service, event_id=received.event.id, error=str(failure))
+                else:
+                    log.warning("event_retried", consumer=self._service, event_id=received.event.id, tries=tries, error=str(error))
             if self._stopping.is_set():
                 return False
             try:
@@ -164,5 +166,13 @@ class Consumer:
         return True
 
     async def _sweep_inbox(self) -> None:
-        async with self._database.unit() as unit:
-            await unit.session.execute(delete(inbox).where(inbox.c.time < time.time() - INBOX_SECONDS))
+        try:
+            async with self._database.unit() as unit:
+                await unit.session.execute(delete(inbox).where(inbox.c.time < time.time() - INBOX_SECONDS))
+        except AppError as error:
+            log.warning("inbox_not_swept", consumer=self._service, error=str(error))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it says nothing of the event: a dependency is away, or a disk is full."""
+    return isinstance(error, Transient) or (isinstance(error, AppError) and error.entry.retryable)
