@@ -125,7 +125,7 @@ async def test_a_caller_that_goes_away_hears_by_the_version_or_not_at_all(tmp_pa
     # In a file: a query that is cancelled takes its connection with it, and with that a database in memory.
     async with scene(tmp_path, url=f"sqlite+aiosqlite:///{tmp_path}/data.db", works=False) as data:
         upload = asyncio.create_task(data.upload("wdbc", CSV, wait=30))
-        await until(lambda: data.count(Version))
+        await until(lambda: _has(data, State.PROCESSING))
         upload.cancel()
         await change(data, awaited_until=time.time() - 60, state=State.PROCESSING)
         await data.reconciler.step()
