@@ -71,6 +71,7 @@ def settled(http: httpx.Client, metric: str = "predictions") -> int:
     return readings[-1]
 
 
+@pytest.mark.slow
 def test_fifty_predictions_against_a_nearly_used_up_quota(town: Town, plan: Callable[[str, int], None]) -> None:
     with town.http("victim") as http:
         used = settled(http)
@@ -89,6 +90,7 @@ def test_fifty_predictions_against_a_nearly_used_up_quota(town: Town, plan: Call
         assert predict(http).status_code == 403
 
 
+@pytest.mark.slow
 def test_the_buyer_s_quota_holds_for_listings(town: Town, plan: Callable[[str, int], None]) -> None:
     with town.http("buyer") as http:
         ok(http.post("/v1/listings/line-for-sale/subscribe", json={}))

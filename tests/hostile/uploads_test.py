@@ -151,6 +151,7 @@ def work_files(home: Path) -> list[Path]:
     return [path for path in (home / "work" / "data").rglob("*") if path.is_file() and path.name != "lock"]
 
 
+@pytest.mark.slow
 def test_twenty_at_once(town: Town, http: httpx.Client) -> None:
     """And none of them is kept, in memory or on the disk."""
     names = [what for what in BAD if "64 MiB" not in what] * 2
