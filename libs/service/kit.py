@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from libs.db import Database, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
-from libs.lifecycle import Component, Lifecycle
+from libs.lifecycle import Alive, Component, Lifecycle
 from libs.rpc import Client, Server, Signer, Verifier, public_key_of
 from libs.rpc.server import Registration
 from libs.service.settings import ServiceSettings
@@ -83,7 +83,7 @@ def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle])
     """Runs one service as a process until SIGTERM or SIGINT."""
 
     async def main() -> None:
-        await build(settings).run()
+        await Lifecycle([Alive(build(settings), settings.alive_file)]).run()
 
     from libs import telemetry
 

@@ -37,3 +37,5 @@ class ServiceSettings(Settings):
     tasks_url: str = "memory://"
     telemetry_url: str = "none:"
     log_level: str = "info"
+    # A file that is there and fresh while the process is ready, for health checks from outside; empty: none.
+    alive_file: str = ""

@@ -7,7 +7,7 @@ import uvloop
 from fastapi import FastAPI
 
 from libs import telemetry
-from libs.lifecycle import Lifecycle
+from libs.lifecycle import Alive, Lifecycle
 from libs.rpc import Signer
 from libs.storage import ArtifactStore, open_store
 from libs.telemetry import TraceStore, open_trace_store
@@ -95,7 +95,7 @@ def run(settings: GatewaySettings) -> None:
     """Runs the gateway as a process until SIGTERM or SIGINT."""
 
     async def serve() -> None:
-        await Lifecycle([Gateway(settings)]).run()
+        await Lifecycle([Alive(Gateway(settings), settings.alive_file)]).run()
 
     telemetry.setup("gateway", url=settings.telemetry_url, level=settings.log_level)
     try:

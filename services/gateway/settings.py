@@ -61,3 +61,5 @@ class GatewaySettings(Settings):
     predict_seconds: float = 60.0
     telemetry_url: str = "none:"
     log_level: str = "info"
+    # A file that is there and fresh while the process is ready, for health checks from outside; empty: none.
+    alive_file: str = ""
