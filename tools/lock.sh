@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/uv.sh
 uv=$(find_uv)
-groups=(gateway control serving ml standalone client)
+groups=(gateway control data serving ml worker standalone client build)
 work=$(mktemp -d "${TMPDIR:-/tmp}/lepton-lock.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/requirements"

@@ -11,11 +11,13 @@ import pytest
 from tools.lock_files import normalised, pins
 
 # Entry points by the groups that their image installs. Those that do not exist yet are passed over.
-CONTROL = ["accounts", "data", "compute", "training", "deployment", "marketplace"]
+CONTROL = ["accounts", "compute", "training", "deployment", "marketplace"]
 PROCESSES = [
     ("gateway", "services.gateway.main"),
     *[("control", f"services.{name}.main") for name in CONTROL],
-    ("control", "services.data.engine.__main__"),
+    ("data", "services.data.main"),
+    ("data", "services.data.engine.__main__"),
+    ("worker", "services.standalone.node"),
     ("serving", "services.deployment.replica.__main__"),
     ("ml", "services.training.engine.__main__"),
     ("standalone client", "services.standalone.cli"),

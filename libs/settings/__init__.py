@@ -32,7 +32,6 @@ SHARED = frozenset(
         "telemetry_url",
         "tls",
         "traces_url",
-        "work_dir",
     }
 )
 
