@@ -8,10 +8,10 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install lock proto lint format test demo bench up pants docs-check clean
+.PHONY: help install env images-offline lock proto lint format test demo bench up pants docs-check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Make .venv with everything in it; quick when nothing changed
 	@tools/bootstrap.sh
@@ -41,6 +41,13 @@ docs-check: install ## Do the links in the documentation lead somewhere?
 
 bench: install ## Measure what docs/ promises
 	@$(PYTHON) -m tools.bench $(BENCH_ARGS)
+
+env: ## Write .env with secrets of your own, for docker compose
+	@tools/env.sh
+
+images-offline: env ## Build the images of the servers that compose.yaml names, where no image registry is within reach
+	@tools/images.sh
+	@tools/images.sh --env >> .env
 
 lock: ## Make requirements/ from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@tools/lock.sh $(LOCK_ARGS)

@@ -1,0 +1,135 @@
+"""The platform of compose.yaml for tests: images built, everything up, looked at and broken by `docker compose`, and taken down again."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+import leptonai as la
+from tests.backends import require_docker
+from tests.platform import free_port
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "worker")
+BACKENDS = ("postgres", "kafka", "minio", "redis")
+
+
+@dataclass
+class Composed:
+    """One project of `docker compose`. What tests ask of `Platform` it answers too."""
+
+    folder: Path
+    name: str
+    port: int
+    profiles: str = "core,observability"
+    overrides: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / ".env"
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What `make env` wrote, one line each."""
+        lines = (line.partition("=") for line in self.env_file.read_text().splitlines())
+        return {name: value for name, _, value in lines if name.startswith("LEPTON_")}
+
+    @property
+    def key(self) -> str:
+        return self.secrets["LEPTON_API_KEY"]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"LEPTON_URL": self.url, "LEPTON_API_KEY": self.key}
+
+    def compose(self, *words: str, timeout: float = 600, check: bool = True) -> str:
+        """What `docker compose WORDS` prints; raises AssertionError with its words when it fails."""
+        argv = ["docker", "compose", "--project-name", self.name, "--env-file", str(self.env_file), *words]
+        # Of the environment only what names images and finds the engine: secrets come from the file.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LEPTON_") or name.endswith("_IMAGE")}
+        environment |= {
+            "COMPOSE_PROFILES": self.profiles,
+            "LEPTON_LISTEN": f"127.0.0.1:{self.port}",
+            "LEPTON_JAEGER_LISTEN": "127.0.0.1:0",
+            "LEPTON_PROMETHEUS_LISTEN": "127.0.0.1:0",
+            **self.overrides,
+        }
+        done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        assert done.returncode == 0 or not check, f"docker compose {' '.join(words)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    def up(self, *words: str) -> "Composed":
+        started = time.monotonic()
+        try:
+            self.compose("up", "--wait", "--wait-timeout", "240", "--quiet-pull", *words)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
+        self.seconds = time.monotonic() - started
+        return self
+
+    def down(self) -> None:
+        self.compose("down", "--volumes", "--timeout", "20", check=False)
+
+    def containers(self, service: str) -> list[str]:
+        """Ids of those that run."""
+        return self.compose("ps", "--quiet", service).split()
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything inside the containers, as this machine sees it."""
+        found = []
+        for container in self.compose("ps", "--quiet").split():
+            done = subprocess.run(["docker", "top", container, "-o", "pid"], capture_output=True, text=True, timeout=30, check=False)
+            for pid in done.stdout.split()[1:]:
+                try:
+                    found.append(psutil.Process(int(pid)))
+                except psutil.Error:
+                    continue
+        return found
+
+    def find(self, word: str) -> list[psutil.Process]:
+        """Processes whose command line has `word`, nannies left out."""
+        found = []
+        for process in self.processes():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if word in line and "nanny.py" not in line:
+                found.append(process)
+        return found
+
+    def client(self, key: str = "") -> la.Client:
+        return la.Client(key or self.key, self.url)
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        """A plain HTTP client; `key` "" sends none."""
+        key = self.key if key is None else key
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60)
+
+    def log(self) -> str:
+        """Who is how, and what was said last, for a failing test's message."""
+        return self.compose("ps", "--all", check=False) + self.compose("logs", "--no-color", "--tail", "15", *SERVICES, check=False)[-12000:]
+
+
+@contextmanager
+def composed(folder: Path, name: str = "", profiles: str = "core,observability", **overrides: str) -> Iterator[Composed]:
+    """A platform for the block, of images built from this tree; whatever happens nothing of it stays."""
+    require_docker()
+    platform = Composed(folder, name or f"lepton-test-{os.getpid()}", free_port(), profiles, overrides)
+    subprocess.run([ROOT / "tools" / "env.sh", platform.env_file], check=True, timeout=60)
+    try:
+        platform.compose("build", "--quiet", timeout=1800)
+        yield platform.up()
+    finally:
+        platform.down()

@@ -1,0 +1,14 @@
+"""What suites share: the composed platform is built and started once a session."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.composed import Composed, composed
+
+
+@pytest.fixture(scope="session")
+def composed_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+    """compose.yaml, up and ready."""
+    with composed(tmp_path_factory.mktemp("composed")) as platform:
+        yield platform

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Writes .env for compose.yaml: secrets that nobody else has, and which parts run. What is there already stays as it is.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+file=${1:-.env}
+umask 077
+touch "$file"
+
+has() { grep -q "^$1=" "$file"; }
+add() { has "$1" || printf '%s=%s\n' "$1" "$2" >>"$file"; }
+secret() { openssl rand -hex 24; }
+
+command -v openssl >/dev/null || { echo "make env needs openssl for keys (on Debian: apt-get install openssl)" >&2; exit 1; }
+
+add COMPOSE_PROFILES core,observability,dashboards
+add LEPTON_API_KEY "lpt_$(secret)"
+for name in POSTGRES_PASSWORD REDIS_PASSWORD STORAGE_SECRET_KEY GRAFANA_PASSWORD; do
+    add "LEPTON_$name" "$(secret)"
+done
+for service in ACCOUNTS DATA COMPUTE TRAINING DEPLOYMENT MARKETPLACE; do
+    add "LEPTON_${service}_DATABASE__PASSWORD" "$(secret)"
+done
+# PEM on several lines, which compose reads between quotes.
+add LEPTON_IDENTITY_PRIVATE_KEY "\"$(openssl genpkey -algorithm ed25519)\""
