@@ -14,6 +14,9 @@ COPY requirements/uv.txt requirements/
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
     python3 -m venv /tools && /tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+# binutils for `strip`, which halves the environments; where no Debian mirror is within reach, they stay larger.
+RUN --mount=type=secret,id=ca if [ -s /run/secrets/ca ]; then echo 'Acquire::https::CaInfo "/run/secrets/ca";' >/etc/apt/apt.conf.d/ca; fi; \
+    command -v strip >/dev/null || { apt-get -qq update && apt-get -qq install --yes --no-install-recommends binutils >/dev/null; } || true
 COPY tools/environment.sh /tools/bin/environment
 
 # The types of proto/, and the code with its bytecode.
@@ -26,7 +29,7 @@ RUN /opt/lepton/bin/python -m tools.proto
 COPY libs libs
 COPY services services
 RUN find libs services -name '*_test.py' -delete && rm -rf libs/sdk libs/testing tools proto requirements \
-    && python3 -m compileall -q -j 0 libs services build/proto
+    && python3 -m compileall -q libs services build/proto
 
 # One environment a group of pyproject.toml.
 FROM tools AS gateway-environment

@@ -20,5 +20,9 @@ done
 for service in ACCOUNTS DATA COMPUTE TRAINING DEPLOYMENT MARKETPLACE; do
     add "LEPTON_${service}_DATABASE__PASSWORD" "$(secret)"
 done
+# Images are built with the certificates that this machine trusts: a proxy's own is among them.
+for bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem; do
+    [ ! -s "$bundle" ] || add LEPTON_BUILD_CA "$bundle"
+done
 # PEM on several lines, which compose reads between quotes.
 add LEPTON_IDENTITY_PRIVATE_KEY "\"$(openssl genpkey -algorithm ed25519)\""

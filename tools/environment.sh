@@ -4,8 +4,14 @@ set -eu
 if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi
 /tools/bin/uv venv --quiet /opt/lepton
 /tools/bin/uv pip sync --quiet --python /opt/lepton/bin/python --require-hashes "requirements/$1.txt"
-# Tests of packages, and what only compilers read.
-find /opt/lepton -depth -type d -name tests -path '*/site-packages/*' -exec rm -rf {} +
-find /opt/lepton -type f \( -name '*.pyi' -o -name '*.a' -o -name '*.pyx' -o -name '*.c' -o -name '*.h' -path '*/include/*' \) -delete
+cd /opt/lepton
+# Tests of packages, what only compilers read, and symbols that only debuggers read.
+find . -depth -type d \( -name tests -o -name SelfTest \) -path '*/site-packages/*' -exec rm -rf {} +
+find . -type f \( -name '*.pyi' -o -name '*.a' -o -name '*.pyx' -o -name '*.c' -o -name '*.h' \) -delete
+if command -v strip >/dev/null; then
+    find . -type f -name '*.so*' -size -64M -not -path '*.libs/*' -exec strip --strip-unneeded {} + 2>/dev/null || true
+else
+    echo "no strip here: the image keeps the symbols of its libraries" >&2
+fi
 # Bytecode now: file systems are read-only at run time.
-/opt/lepton/bin/python -m compileall -q -j 0 /opt/lepton/lib || true
+bin/python -m compileall -q lib
