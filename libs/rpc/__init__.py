@@ -6,13 +6,17 @@ from libs.rpc.identity import Identity, Signer, Verifier, generate_key, public_k
 from libs.rpc.problem import from_problem, to_problem
 from libs.rpc.rules import check, validate
 from libs.rpc.server import Server
+from libs.rpc.settings import IdentitySettings, PeerSettings, TlsSettings
 
 __all__ = [
     "Call",
     "Client",
     "Identity",
+    "IdentitySettings",
+    "PeerSettings",
     "Server",
     "Signer",
+    "TlsSettings",
     "Verifier",
     "acting",
     "acting_for",

@@ -1,5 +1,6 @@
 """The gRPC client by which a service calls another one: on behalf of the current call, within its time, in its trace."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +21,20 @@ from libs.rpc.call import current_call
 from libs.rpc.identity import Signer
 from libs.rpc.problem import TRAILER, error_class, from_problem
 from libs.rpc.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from libs.rpc.settings import TlsSettings
+from libs.rpc.tls import CertificateFiles, channel_credentials
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 # Kept back of the current call's time, for telling the caller what went wrong.
 _MARGIN_SECONDS = 0.05
+# What is under way over a connection with old certificates may take so long.
+_RETIRED_SECONDS = 600.0
 # Verbs that change nothing, and those whose comments in the proto promise that the same request again does nothing more.
 _SAFE_VERBS = ("Get", "List", "Preview", "Watch", "Authenticate", "Resolve")
 _REPEATABLE_VERBS = ("Reserve", "Release", "Renew", "Register", "Record", "Cancel")
+_UNIX = "unix:"
+# What names its addresses by itself; anything else is a host's name.
+_SCHEMES = (_UNIX, "dns:", "ipv4:", "ipv6:")
 _CODE_BY_STATUS = {
     "CANCELLED": "unavailable",
     "UNAVAILABLE": "unavailable",
@@ -47,6 +55,8 @@ class Client:
     Every method takes `timeout` (seconds; never more than the current call has left) and `idempotency_key`. Raises AppError
     subclasses, as the other side raised them; Transient when it cannot be reached ("unavailable") or is too slow
     ("deadline_exceeded"). Connects on first use, in the loop that uses it.
+
+    Calls to "host:port" are spread over all addresses that the host's name stands for; `tls` is for those.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class Client:
         address: str,
         signer: Signer,
         *,
+        tls: TlsSettings | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
@@ -64,7 +75,10 @@ class Client:
         self._max_message_bytes = max_message_bytes
         self._methods: dict[str, _Method] = dict(vars(stub(_Recorder())))
         self._service = next(iter(self._methods.values())).path.split("/")[1]
+        self._certificates = CertificateFiles(tls) if tls and not address.startswith(_UNIX) else None
         self._channel: grpc.aio.Channel | None = None
+        self._senders: dict[str, Callable[..., Any]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, name: str) -> Any:
         method = self.__dict__.get("_methods", {}).get(name)
@@ -86,35 +100,57 @@ class Client:
 
     async def close(self) -> None:
         """Ends what is under way."""
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
-            for name in self._methods:
-                self.__dict__.pop(name, None)
+        self._senders.clear()
+        channel, self._channel = self._channel, None
+        if channel is not None:
             await channel.close()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
 
     def _connected(self) -> grpc.aio.Channel:
+        if self._certificates is not None and self._certificates.renewed() and self._channel is not None:
+            self._retire(self._channel)
+            self._channel = None
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=_options(self._service, self._max_message_bytes))
+            options = _options(self._service, self._address, self._max_message_bytes)
+            if self._certificates is None:
+                self._channel = grpc.aio.insecure_channel(_target(self._address), options=options)
+            else:
+                credentials = channel_credentials(self._certificates.current)
+                self._channel = grpc.aio.secure_channel(_target(self._address), credentials, options=options)
+            self._senders.clear()
         return self._channel
 
-    def _unary(self, method: "_Method") -> Callable[..., Awaitable[Any]]:
-        send = self._connected().unary_unary(method.path, **method.codec)
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.create_task(channel.close(_RETIRED_SECONDS))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
+    def _sender(self, method: "_Method") -> Callable[..., Any]:
+        channel = self._connected()
+        sender = self._senders.get(method.path)
+        if sender is None:
+            make = channel.unary_stream if method.streams else channel.unary_unary
+            sender = self._senders[method.path] = make(method.path, **method.codec)
+        return sender
+
+    def _unary(self, method: "_Method") -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, timeout: float | None = None, *, idempotency_key: str = "") -> Any:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
+                send = self._sender(method)
                 return await send(request, timeout=self._time_for(method, timeout or self._timeout), metadata=tuple(metadata.items()))
 
         return call
 
     def _stream(self, method: "_Method") -> Callable[..., AsyncIterator[Any]]:
-        send = self._connected().unary_stream(method.path, **method.codec)
-
         async def stream(request: Any, timeout: float | None = None, *, idempotency_key: str = "") -> AsyncIterator[Any]:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
+                send = self._sender(method)
                 call = send(request, timeout=self._time_for(method, timeout), metadata=tuple(metadata.items()))
                 try:
                     async for response in call:
@@ -132,7 +168,7 @@ class Client:
         span = _tracer.start_span(method.path[1:], kind=SpanKind.CLIENT, attributes=attributes)
         metadata: dict[str, str] = {}
         propagate.inject(metadata, context=trace.set_span_in_context(span))
-        metadata["authorization"] = f"Bearer {self._signer.sign(current_call().identity)}"
+        metadata["authorization"] = f"Bearer {self._signer.sign(current_call().identity, self._service)}"
         try:
             yield metadata
         except grpc.aio.AioRpcError as error:
@@ -190,7 +226,11 @@ def _app_error(error: grpc.aio.AioRpcError, service: str) -> AppError:
     return error_class(code)(words.get(code, f"the {part} service answered {status}"), code=code)
 
 
-def _options(service: str, max_message_bytes: int) -> list[tuple[str, Any]]:
+def _target(address: str) -> str:
+    return address if address.startswith(_SCHEMES) else f"dns:///{address}"
+
+
+def _options(service: str, address: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -203,12 +243,14 @@ def _options(service: str, max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # So is one whose name stands for other addresses now.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.enable_http_proxy", 0),
-        ("grpc.service_config", _service_config(service)),
+        ("grpc.service_config", _service_config(service, spread=not address.startswith(_UNIX))),
     ]
 
 
-def _service_config(service: str) -> str:
+def _service_config(service: str, *, spread: bool) -> str:
     methods = descriptor_pool.Default().FindServiceByName(service).methods
     names = [{"service": service, "method": method.name} for method in methods if _is_repeatable(method)]
     retry = {
@@ -218,7 +260,14 @@ def _service_config(service: str) -> str:
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": retry}]} if names else {})
+    config: dict[str, Any] = {
+        "methodConfig": [{"name": names, "retryPolicy": retry}] if names else [],
+        # Of a service that fails nearly every call, calls are not made several times: it has enough to do.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+    }
+    if spread:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    return json.dumps(config)
 
 
 def _is_repeatable(method: MethodDescriptor) -> bool:

@@ -29,9 +29,13 @@ from libs.rpc.identity import Identity, Verifier
 from libs.rpc.names import enum_name_by_number
 from libs.rpc.problem import TRAILER, trailer_of
 from libs.rpc.rules import validate
+from libs.rpc.settings import TlsSettings
+from libs.rpc.tls import CertificateFiles, server_credentials
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
+# A connection so old takes no more calls, and its client connects anew: perhaps to a replica that was not there before.
+CONNECTION_AGE_SECONDS = 300.0
 # A servicer and the generated function that adds it, e.g. (DataServicer(…), add_DataServiceServicer_to_server).
 Registration = tuple[Any, Callable[[Any, Any], None]]
 
@@ -45,7 +49,10 @@ _tracer = trace.get_tracer("libs.rpc")
 
 
 class Server:
-    """A lifecycle component. `listen` is "unix:/path" or "host:port"; port 0 takes a free one, which `address` names after start()."""
+    """A lifecycle component. `listen` is "unix:/path" or "host:port"; port 0 takes a free one, which `address` names after start().
+
+    `tls` is for TCP: a socket in a folder is its owner's alone anyway.
+    """
 
     def __init__(
         self,
@@ -53,19 +60,22 @@ class Server:
         services: Sequence[Registration],
         *,
         verifier: Verifier,
+        tls: TlsSettings | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        connection_age_seconds: float = CONNECTION_AGE_SECONDS,
     ) -> None:
         self.address = listen
         self._listen = listen
         self._services = services
         self._verifier = verifier
-        self._max_message_bytes = max_message_bytes
+        self._tls = tls or TlsSettings()
+        self._options = _options(max_message_bytes, connection_age_seconds)
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
         """Listens; raises OSError with the address in words where that cannot be done."""
-        server = grpc.aio.server(options=_options(self._max_message_bytes))
+        server = grpc.aio.server(options=self._options)
         collector = _Collector(self._verifier)
         for servicer, add_to_server in self._services:
             add_to_server(servicer, collector)
@@ -97,7 +107,10 @@ class Server:
         if len(os.fsencode(path)) > _UNIX_PATH_BYTES:
             raise OSError(f"the socket path {path} is longer than {_UNIX_PATH_BYTES} bytes; choose a shorter folder")
         try:
-            port = server.add_insecure_port(self._listen)
+            if self._tls and not path:
+                port = server.add_secure_port(self._listen, server_credentials(CertificateFiles(self._tls)))
+            else:
+                port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._listen}: it is taken or not allowed") from error
         if path:
@@ -183,7 +196,7 @@ def _serialize(response: Any) -> bytes:
 def _admit(method: _Method, request: Any, context: grpc.aio.ServicerContext, verifier: Verifier) -> None:
     """Lets the caller in and the request through, or raises; makes the call the current one."""
     metadata = _metadata(context)
-    identity = verifier.verify(metadata.get("authorization", "").removeprefix("Bearer "))
+    identity = verifier.verify(metadata.get("authorization", "").removeprefix("Bearer "), method.service)
     _authorise(method, identity)
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
@@ -248,7 +261,7 @@ def _metadata(context: grpc.aio.ServicerContext) -> dict[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int, connection_age_seconds: float) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -260,6 +273,11 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         # Clients ping idle connections; that is no reason to hang up on them.
         ("grpc.http2.max_ping_strikes", 0),
+        # A client whose machine is gone holds no stream for ever.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # What is under way on an old connection, a stream above all, ends there in its own time.
+        ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),
     ]
 
 

@@ -85,14 +85,14 @@ async def server(tmp_path: Path, compute: Compute) -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[Client]:
-    client = Client(ComputeServiceStub, server.address, Signer(PRIVATE, "tester"))
+    client = Client(ComputeServiceStub, server.address, Signer(PRIVATE, "gateway"))
     yield client
     await client.close()
 
 
 @pytest.fixture
 async def training(server: Server) -> AsyncIterator[Client]:
-    client = Client(TrainingServiceStub, server.address, Signer(PRIVATE, "tester"))
+    client = Client(TrainingServiceStub, server.address, Signer(PRIVATE, "gateway"))
     yield client
     await client.close()
 
@@ -106,7 +106,7 @@ async def test_a_call_arrives_on_behalf_of_its_workspace(client: Client, compute
         answer = await client.GetAllocation(get())
     assert answer.workspace == "acme"
     [call] = compute.calls
-    assert call.identity == Identity("tester", "acme", "ann@acme.test", options_pb2.ROLE_VIEWER)
+    assert call.identity == Identity("gateway", "acme", "ann@acme.test", options_pb2.ROLE_VIEWER)
     assert call.method == "lepton.compute.v1.ComputeService/GetAllocation"
     assert 9 < (call.remaining() or 0) <= 10
     assert current_call() == Call()
@@ -131,7 +131,7 @@ async def test_who_is_refused(client: Client, server: Server) -> None:
 
 async def test_a_method_without_role_is_for_services(client: Client) -> None:
     answer = await client.ReleaseAllocation(compute_service_pb2.ReleaseAllocationRequest(id="a"))
-    assert answer.id == "tester"
+    assert answer.id == "gateway"
 
 
 async def test_a_request_is_checked_by_its_rules(client: Client, compute: Compute) -> None:
@@ -204,7 +204,7 @@ async def test_reads_are_tried_again_and_changes_are_not(client: Client, compute
 
 
 async def test_a_peer_that_is_away(tmp_path: Path) -> None:
-    client = Client(ComputeServiceStub, f"unix:{tmp_path}/nobody", Signer(PRIVATE, "tester"))
+    client = Client(ComputeServiceStub, f"unix:{tmp_path}/nobody", Signer(PRIVATE, "gateway"))
     with acting_for("acme"), pytest.raises(Transient, match="the compute service cannot be reached") as raised:
         await client.UpdateNode(compute_service_pb2.UpdateNodeRequest(name="n", state=2))
     assert raised.value.code == "unavailable"

@@ -3,8 +3,9 @@
 Knows every lib; knows no service.
 """
 
+from libs.rpc import IdentitySettings, PeerSettings
 from libs.service.edge import Edge
 from libs.service.kit import Kit, run
-from libs.service.settings import IdentitySettings, PeerSettings, ServiceSettings
+from libs.service.settings import ServiceSettings
 
 __all__ = ["Edge", "IdentitySettings", "Kit", "PeerSettings", "ServiceSettings", "run"]

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from libs.db import Database, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
 from libs.lifecycle import Alive, Component, Lifecycle
-from libs.rpc import Client, Server, Signer, Verifier, public_key_of
+from libs.rpc import Client, Server
 from libs.rpc.server import Registration
 from libs.service.settings import ServiceSettings
 
@@ -25,13 +25,12 @@ class Kit:
         self.database = Database(settings.database)
         self._owns_log = event_log is None
         self.event_log = event_log or open_event_log(settings.events)
-        self._private_key = settings.identity.private_key.get_secret_value()
-        self.signer = Signer(self._private_key, name)
+        self.signer = settings.identity.signer(name)
         self._clients: list[Client] = []
 
     def client(self, stub: Callable[[Any], Any], peer: str) -> Client:
         """A client of the service `peer`, closed when this one stops."""
-        client = Client(stub, getattr(self.settings.peers, peer), self.signer)
+        client = Client(stub, getattr(self.settings.peers, peer), self.signer, tls=self.settings.tls)
         self._clients.append(client)
         return client
 
@@ -45,7 +44,7 @@ class Kit:
         parts: list[Component] = [self._foundation(), Relay(self.database, self.event_log, name=self.name)]
         if handlers:
             parts.append(Consumer(self.name, self.database, self.event_log, handlers))
-        server = Server(self.settings.listen, registrations, verifier=Verifier(public_key_of(self._private_key)))
+        server = Server(self.settings.listen, registrations, verifier=self.settings.identity.verifier(), tls=self.settings.tls)
         return Lifecycle([*parts, *components, server])
 
     def worker(self, components: Sequence[Component]) -> Lifecycle:

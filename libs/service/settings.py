@@ -1,28 +1,10 @@
 """The settings that every service has beside its own."""
 
-from pydantic import SecretStr
-
 from libs.db import DatabaseSettings
 from libs.events import EventLogSettings
-from libs.settings import Block, Settings
+from libs.rpc import IdentitySettings, PeerSettings, TlsSettings
+from libs.settings import Settings
 from libs.storage import StorageSettings
-
-
-class IdentitySettings(Block):
-    """The platform's Ed25519 key in PEM, by which services sign and verify who calls."""
-
-    private_key: SecretStr = SecretStr("")
-
-
-class PeerSettings(Block):
-    """gRPC addresses of the other services: "unix:/path" or "host:port"."""
-
-    accounts: str = ""
-    data: str = ""
-    compute: str = ""
-    training: str = ""
-    deployment: str = ""
-    marketplace: str = ""
 
 
 class ServiceSettings(Settings):
@@ -34,6 +16,7 @@ class ServiceSettings(Settings):
     storage: StorageSettings = StorageSettings()
     identity: IdentitySettings = IdentitySettings()
     peers: PeerSettings = PeerSettings()
+    tls: TlsSettings = TlsSettings()
     tasks_url: str = "memory://"
     telemetry_url: str = "none:"
     log_level: str = "info"

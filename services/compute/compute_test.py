@@ -40,7 +40,7 @@ async def compute(database: Database, scheduler: Scheduler, tmp_path: Path) -> A
     address = f"unix:{tmp_path}/compute.sock"
     server = Server(address, [(ComputeServicer(database, scheduler), add_ComputeServiceServicer_to_server)], verifier=Verifier(PUBLIC))
     await server.start()
-    client = Client(ComputeServiceStub, address, Signer(PRIVATE, "training"))
+    client = Client(ComputeServiceStub, address, Signer(PRIVATE, "gateway"))
     await client.RegisterNode(
         compute_service_pb2.RegisterNodeRequest(node=node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30))
     )

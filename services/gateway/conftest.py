@@ -9,13 +9,13 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from libs.rpc import Server, Verifier, generate_key
+from libs.rpc import IdentitySettings, PeerSettings, Server, Verifier, generate_key
 from libs.storage import InMemoryArtifactStore
 from libs.telemetry import Span
 from libs.telemetry.tracing import start_tracing
 from services.gateway.fakes import Behind, Replica
 from services.gateway.main import Gateway
-from services.gateway.settings import GatewaySettings, Identity, Limits, Peers
+from services.gateway.settings import GatewaySettings, Limits
 
 PRIVATE, PUBLIC = generate_key()
 # Requests have trace ids; the spans go nowhere.
@@ -63,9 +63,9 @@ async def world(tmp_path: Path, limits: Limits) -> AsyncIterator[World]:
         server = Server(f"unix:{tmp_path}/s", behind.registrations(), verifier=Verifier(PUBLIC))
         await server.start()
         stack.push_async_callback(server.stop, 0)
-        peers = Peers(**dict.fromkeys(Peers.model_fields, server.address))
+        peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
         settings = GatewaySettings(
-            port=0, peers=peers, identity=Identity(private_key=SecretStr(PRIVATE)), limits=limits, prediction_block=10
+            port=0, peers=peers, identity=IdentitySettings(private_key=SecretStr(PRIVATE)), limits=limits, prediction_block=10
         )
         datasets, models, traces = InMemoryArtifactStore(), InMemoryArtifactStore(), FakeTraces()
         gateway = Gateway(settings, traces=traces, datasets=datasets, models=models)

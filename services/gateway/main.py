@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from libs import telemetry
 from libs.lifecycle import Alive, Lifecycle
-from libs.rpc import Signer
 from libs.storage import ArtifactStore, open_store
 from libs.telemetry import TraceStore, open_trace_store
 from services.gateway.app import build_app
@@ -49,7 +48,7 @@ class Gateway:
     ) -> None:
         limits = settings.limits
         problems = Problems(settings.problem_base)
-        peers = connect(settings.peers, Signer(settings.identity.private_key.get_secret_value(), "gateway"))
+        peers = connect(settings.peers, settings.identity.signer("gateway"), settings.tls)
         authenticator = Authenticator(peers.accounts)
         quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
         predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)

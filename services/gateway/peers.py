@@ -13,8 +13,7 @@ from lepton.data.v1 import data_service_pb2, data_service_pb2_grpc
 from lepton.deployment.v1 import deployment_service_pb2, deployment_service_pb2_grpc
 from lepton.marketplace.v1 import marketplace_service_pb2, marketplace_service_pb2_grpc
 from lepton.training.v1 import training_service_pb2, training_service_pb2_grpc
-from libs.rpc import Client, Signer
-from services.gateway.settings import Peers as Addresses
+from libs.rpc import Client, PeerSettings, Signer, TlsSettings
 
 _STUBS: dict[str, Callable[[Any], Any]] = {
     "accounts": accounts_service_pb2_grpc.AccountsServiceStub,
@@ -64,9 +63,9 @@ class Peers:
             await client.close()
 
 
-def connect(addresses: Addresses, signer: Signer) -> Peers:
+def connect(addresses: PeerSettings, signer: Signer, tls: TlsSettings) -> Peers:
     """Clients of the services at these addresses; raises ValueError for one that is not said."""
     missing = [name for name in _STUBS if not getattr(addresses, name)]
     if missing:
         raise ValueError(f"no address of {', '.join(missing)}: set LEPTON_GATEWAY_PEERS__{missing[0].upper()}")
-    return Peers(**{name: Client(stub, getattr(addresses, name), signer) for name, stub in _STUBS.items()})
+    return Peers(**{name: Client(stub, getattr(addresses, name), signer, tls=tls) for name, stub in _STUBS.items()})

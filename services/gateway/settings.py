@@ -1,26 +1,8 @@
 """Settings of the gateway."""
 
-from pydantic import SecretStr
-
+from libs.rpc import IdentitySettings, PeerSettings, TlsSettings
 from libs.settings import Block, Settings, SettingsConfigDict
 from libs.storage import StorageSettings
-
-
-class Peers(Block):
-    """gRPC addresses of the services: "unix:/path" or "host:port"."""
-
-    accounts: str = ""
-    data: str = ""
-    compute: str = ""
-    training: str = ""
-    deployment: str = ""
-    marketplace: str = ""
-
-
-class Identity(Block):
-    """The platform's Ed25519 key in PEM, by which services sign and verify who calls."""
-
-    private_key: SecretStr = SecretStr("")
 
 
 class Limits(Block):
@@ -49,8 +31,9 @@ class GatewaySettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = 8080
-    peers: Peers = Peers()
-    identity: Identity = Identity()
+    peers: PeerSettings = PeerSettings()
+    identity: IdentitySettings = IdentitySettings()
+    tls: TlsSettings = TlsSettings()
     storage: StorageSettings = StorageSettings()
     limits: Limits = Limits()
     # What a problem's `type` begins with; its code follows.

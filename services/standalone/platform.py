@@ -17,6 +17,7 @@ from libs import telemetry
 from libs.events import open_event_log
 from libs.launcher import Keeper, Launch, SubprocessLauncher
 from libs.lifecycle import Component, Lifecycle
+from libs.rpc import IdentitySettings, PeerSettings
 from libs.tasks.valkey import ValkeyBroker
 from libs.telemetry import InService
 from services.accounts import main as accounts
@@ -28,7 +29,7 @@ from services.data.settings import Settings as DataSettings
 from services.deployment import main as deployment
 from services.deployment.settings import Settings as DeploymentSettings
 from services.gateway.main import Gateway
-from services.gateway.settings import GatewaySettings, Identity, Peers
+from services.gateway.settings import GatewaySettings
 from services.marketplace import main as marketplace
 from services.marketplace.settings import Settings as MarketplaceSettings
 from services.standalone.home import Home, HomeError, Running
@@ -107,8 +108,8 @@ def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
     gateway_settings = GatewaySettings(
         host=up.host,
         port=up.port,
-        peers=Peers(**wiring.addresses),
-        identity=Identity(private_key=wiring.private_key),
+        peers=PeerSettings(**wiring.addresses),
+        identity=IdentitySettings(private_key=wiring.private_key),
         storage=wiring.storage,
         telemetry_url=wiring.telemetry_url,
     )

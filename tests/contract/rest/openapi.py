@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from libs.rpc import generate_key
+from libs.rpc import IdentitySettings, PeerSettings, generate_key
 from libs.storage import InMemoryArtifactStore
 from services.gateway.main import Gateway
-from services.gateway.settings import GatewaySettings, Identity, Peers
+from services.gateway.settings import GatewaySettings
 
 SNAPSHOT = Path(__file__).with_name("openapi.txt")
 
@@ -22,8 +22,8 @@ SNAPSHOT = Path(__file__).with_name("openapi.txt")
 async def document() -> dict[str, Any]:
     """/openapi.json of a gateway that nothing stands behind."""
     private_key, _ = generate_key()
-    peers = Peers(**dict.fromkeys(Peers.model_fields, "unix:/nowhere"))
-    settings = GatewaySettings(peers=peers, identity=Identity(private_key=SecretStr(private_key)))
+    peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, "unix:/nowhere"))
+    settings = GatewaySettings(peers=peers, identity=IdentitySettings(private_key=SecretStr(private_key)))
     gateway = Gateway(settings, datasets=InMemoryArtifactStore(), models=InMemoryArtifactStore())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
         answer: dict[str, Any] = (await client.get("/openapi.json")).json()
