@@ -1,53 +1,86 @@
-"""Engine, sessions and units for one service's database: SQLite (WAL, synced before a commit returns) or PostgreSQL."""
+"""Engine, sessions and units for one service's database: SQLite or PostgreSQL. What they have of their own is in modules of theirs."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+import structlog
+from pydantic import SecretStr
+from sqlalchemy import make_url
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from libs.db import sqlite
 from libs.db.unit import RequestKey, Unit
 from libs.errors import AppError, Transient
 from libs.settings import Block
 
-READ_ONLY = "lepton_read_only"
+log = structlog.get_logger()
+
+
+class DatabaseTlsSettings(Block):
+    """PEM files: the authority that the server's certificate comes from, and the client's certificate and key where it asks for them."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 class DatabaseSettings(Block):
-    """`url`: "sqlite+aiosqlite:////path/file.db" (in memory: "sqlite+aiosqlite://") or "postgresql+asyncpg://…"."""
+    """`url`: "sqlite+aiosqlite:////path/file.db" (in memory: "sqlite+aiosqlite://") or "postgresql+asyncpg://role@host:5432/database"."""
 
     url: str = "sqlite+aiosqlite://"
+    # Of PostgreSQL's role. No URL holds it.
+    password: SecretStr = SecretStr("")
+    tls: DatabaseTlsSettings = DatabaseTlsSettings()
+    # As many again where that is not enough.
     pool_size: int = 8
+    # For so long a start waits for a server that is not there yet.
+    start_seconds: float = 60.0
 
 
 class Database:
-    """One service's database. Units that write come one after another on SQLite; readers see the last commit and never wait."""
+    """One service's database. Units come one after another, over all processes; readers see the last commit and never wait."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         url = make_url(settings.url)
-        self.url = settings.url
-        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.settings = settings
+        self._url = url
+        self.is_sqlite = url.drivername == "sqlite+aiosqlite"
         in_memory = self.is_sqlite and not url.database
-        if self.is_sqlite and url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {} if in_memory else {"pool_size": settings.pool_size, "max_overflow": settings.pool_size}
-        self.engine = create_async_engine(url, **options)
-        self._read_engine = self.engine.execution_options(**{READ_ONLY: True})
+        # A unit that waits for its turn holds no connection: the readers need them.
         self._writing = asyncio.Lock()
         # One connection holds an in-memory database: readers must take turns with the writer.
         self._reading: asyncio.Lock | None = self._writing if in_memory else None
         self._on_emit: list[Callable[[], Any]] = []
         if self.is_sqlite:
-            _prepare_sqlite(self.engine.sync_engine)
+            self.engine = sqlite.open_sqlite(url, settings.pool_size)
+            self._read_engine = self.engine.execution_options(**sqlite.READING)
+            self._turn_seconds: float | None = None
+        elif url.drivername == "postgresql+asyncpg":
+            # Where it is needed only: the driver takes a tenth of a second to import.
+            from libs.db import postgres
+
+            self.engine = postgres.open_postgres(url, settings.password, settings.tls, pool_size=settings.pool_size)
+            self._read_engine = self.engine.execution_options(**postgres.READING)
+            self._turn_seconds = postgres.LOCK_SECONDS
+        else:
+            raise ValueError(f"database URL with {url.drivername}: must begin with sqlite+aiosqlite:// or postgresql+asyncpg://")
 
     async def start(self) -> None:
-        """Connects once, so that a wrong URL is said at the start."""
-        async with self.engine.connect():
-            pass
+        """Connects once, so that a wrong URL is said at the start; a server that is not there yet is waited for."""
+        end = time.monotonic() + self.settings.start_seconds
+        while True:
+            try:
+                async with self._read_engine.connect():
+                    return
+            except Transient as error:
+                if self.is_sqlite or time.monotonic() > end:
+                    raise
+                log.warning("database_awaited", error=str(error))
+                await asyncio.sleep(1.0)
 
     async def stop(self) -> None:
         """Closes every connection."""
@@ -64,19 +97,17 @@ class Database:
         With a `request` that has been answered before, raises Replay at once.
         """
         async with AsyncExitStack() as stack:
-            if self.is_sqlite:
-                await stack.enter_async_context(self._writing)
-            with _errors():
-                session = await stack.enter_async_context(AsyncSession(self.engine, expire_on_commit=False))
-                try:
-                    async with session.begin():
-                        unit = Unit(session, request)
-                        await unit.replay()
-                        yield unit
-                except AppError as error:
-                    if request and not error.entry.retryable and error.code != "idempotency_key_reused":
-                        await self._remember_refusal(session, request, error)
-                    raise
+            await stack.enter_async_context(self._turn())
+            session = await stack.enter_async_context(AsyncSession(self.engine, expire_on_commit=False))
+            try:
+                async with session.begin():
+                    unit = Unit(session, request)
+                    await unit.replay()
+                    yield unit
+            except AppError as error:
+                if request and not error.entry.retryable and error.code != "idempotency_key_reused":
+                    await self._remember_refusal(session, request, error)
+                raise
         unit.committed()
         if unit.emitted:
             for call in self._on_emit:
@@ -97,39 +128,33 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._reading:
                 await stack.enter_async_context(self._reading)
-            with _errors():
+            try:
                 yield await stack.enter_async_context(AsyncSession(self._read_engine, expire_on_commit=False))
+            except PoolTimeout as error:
+                raise Transient("too many queries at a time; try again") from error
 
+    @asynccontextmanager
+    async def migration(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction that has its turn among the writers, and all the time that it needs."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._writing)
+            engine = self.engine
+            if not self.is_sqlite:
+                from libs.db import postgres
 
-class _errors:
-    """Turns what the driver says of a full disk, a lock or a lost connection into the platform's words."""
+                engine = postgres.open_for_migration(self._url, self.settings.password, self.settings.tls)
+                stack.push_async_callback(engine.dispose)
+            yield await stack.enter_async_context(engine.begin())
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OperationalError):
-            return
-        words = str(error.orig).lower()
-        if "full" in words:
-            raise AppError("the disk that holds the database is full; free some space and try again", code="storage_full") from error
-        if "readonly" in words:
-            raise AppError("the database file cannot be written to; check its owner and the disk", code="unavailable") from error
-        raise Transient("the database cannot be reached; try again") from error
-
-
-def _prepare_sqlite(engine: Any) -> None:
-    """Makes SQLAlchemy's transactions SQLite's own: writers begin IMMEDIATE, so that none fails half-way for a lock."""
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000", "cache_size=-2000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        read_only = connection.get_execution_options().get(READ_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Among the writers of this process; those of others wait in the database."""
+        try:
+            async with asyncio.timeout(self._turn_seconds):
+                await self._writing.acquire()
+        except TimeoutError:
+            raise Transient("the database could not finish this (others were writing for too long); try again") from None
+        try:
+            yield
+        finally:
+            self._writing.release()

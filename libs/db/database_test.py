@@ -79,7 +79,7 @@ async def test_writers_wait_for_each_other_and_readers_do_not(database: Database
 
 
 async def test_two_processes_may_write(database: Database) -> None:
-    other = Database(DatabaseSettings(url=database.url))
+    other = Database(database.settings)
 
     async def write(target: Database, name: str) -> None:
         async with target.unit() as unit:

@@ -9,7 +9,8 @@ metadata = sa.MetaData()
 outbox = sa.Table(
     "outbox",
     metadata,
-    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    # SQLite counts up by itself in columns of this type alone; there it holds 64 bits too.
+    sa.Column("position", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("topic", sa.String, nullable=False),
     sa.Column("key", sa.String, nullable=False),
     sa.Column("headers", sa.JSON, nullable=False),
@@ -42,7 +43,7 @@ leases = sa.Table(
     metadata,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("holder", sa.String, nullable=False),
-    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("token", sa.BigInteger, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
 )
 

@@ -6,28 +6,39 @@ to import, is only loaded where one has to run.
 
 from importlib.resources import files
 
-from sqlalchemy import inspect, text
-from sqlalchemy.ext.asyncio import AsyncSession
+import structlog
+from sqlalchemy import Connection, inspect, text
 
 from libs.db.database import Database
 
+log = structlog.get_logger()
+
 
 async def migrate(database: Database, package: str) -> None:
-    """Runs the migrations in `package`.migrations that the database has not seen, in one transaction."""
+    """Runs the migrations in `package`.migrations that the database has not seen, in one transaction and once, whoever else starts.
+
+    A newer database is left as it is: the code of the release before works on it.
+    """
     newest = max(path.name[:4] for path in (files(package) / "migrations").iterdir() if path.name[:4].isdigit())
     async with database.read() as session:
-        if await _revision(session) == newest:
+        if _is_there(await (await session.connection()).run_sync(_revision), newest):
             return
     from libs.db.upgrade import upgrade
 
-    async with database.unit() as unit:
-        connection = await unit.session.connection()
-        await connection.run_sync(upgrade, package)
+    async with database.migration() as connection:
+        # Another replica may have been faster.
+        if not _is_there(await connection.run_sync(_revision), newest):
+            await connection.run_sync(upgrade, package)
 
 
-async def _revision(session: AsyncSession) -> str | None:
-    """What the database was last brought to; None for a new one."""
-    connection = await session.connection()
-    if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
-        return None
-    return (await session.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+def _is_there(revision: str, newest: str) -> bool:
+    if revision > newest:
+        log.warning("database_is_newer", revision=revision, known=newest)
+    return revision >= newest
+
+
+def _revision(connection: Connection) -> str:
+    """What the database was last brought to; empty for a new one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or "")

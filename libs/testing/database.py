@@ -1,7 +1,7 @@
 """A service's database as its migrations make it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from alembic.autogenerate import compare_metadata
@@ -10,17 +10,23 @@ from sqlalchemy import MetaData
 
 from libs.db import Database, DatabaseSettings, migrate
 from libs.db.infrastructure import metadata as infrastructure
+from libs.testing.postgres import copied_database, server
 
 
 @asynccontextmanager
 async def migrated_database(package: str, url: str = "sqlite+aiosqlite://") -> AsyncIterator[Database]:
-    """A database of the service in `package` ("services.data"), in memory unless `url` says otherwise."""
-    database = Database(DatabaseSettings(url=url))
-    await migrate(database, package)
-    try:
+    """A database of the service in `package` ("services.data"), in memory unless `url` says otherwise.
+
+    With LEPTON_TEST_DATABASE in the environment it is one on that PostgreSQL server.
+    """
+    async with AsyncExitStack() as stack:
+        settings = DatabaseSettings(url=url)
+        if server():
+            settings = await stack.enter_async_context(copied_database(package, url))
+        database = Database(settings)
+        stack.push_async_callback(database.stop)
+        await migrate(database, package)
         yield database
-    finally:
-        await database.stop()
 
 
 async def schema_differences(package: str, tables: MetaData) -> list[Any]:

@@ -1,0 +1,86 @@
+"""Databases of tests on the PostgreSQL server that LEPTON_TEST_DATABASE names, as a role that may make databases.
+
+Migrations run once a package and process, into a template; a test's database is a copy of it.
+"""
+
+import asyncio
+import atexit
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from pydantic import SecretStr
+from sqlalchemy import URL, make_url
+
+from libs.db import Database, DatabaseSettings, migrate
+
+_PREFIX = f"test_{os.getpid()}"
+_made: set[str] = set()
+
+
+def server() -> URL | None:
+    """ "postgresql+asyncpg://role:password@host:port/database"; None where tests use SQLite."""
+    url = os.environ.get("LEPTON_TEST_DATABASE", "")
+    return make_url(url) if url else None
+
+
+@asynccontextmanager
+async def copied_database(package: str, url: str) -> AsyncIterator[DatabaseSettings]:
+    """A migrated database of the service; what SQLite would keep in a file is found again under the same `url`."""
+    name = _name(url) if make_url(url).database else f"{_PREFIX}_{secrets.token_hex(8)}"
+    template = _name(package)
+    if template not in _made:
+        await empty_database(template)
+        database = Database(settings_of(template))
+        await migrate(database, package)
+        await database.stop()
+    if name not in _made:
+        await _run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        _made.add(name)
+    yield settings_of(name)
+    if name != _name(url):
+        await _drop([name])
+
+
+async def empty_database(name: str) -> None:
+    """Text in it sorts by its bytes, as in SQLite."""
+    await _run(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'")
+    _made.add(name)
+
+
+def settings_of(name: str) -> DatabaseSettings:
+    """Of a database on the server."""
+    url = server()
+    assert url, "LEPTON_TEST_DATABASE is not set"
+    plain = URL.create(url.drivername, username=url.username, host=url.host, port=url.port, database=name)
+    return DatabaseSettings(url=plain.render_as_string(), password=SecretStr(url.password or ""), pool_size=4)
+
+
+async def _run(*statements: str) -> None:
+    url = server()
+    assert url, "LEPTON_TEST_DATABASE is not set"
+    connection = await asyncpg.connect(host=url.host, port=url.port, user=url.username, password=url.password, database=url.database)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _drop(names: list[str]) -> None:
+    await _run(*(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)' for name in names))
+    _made.difference_update(names)
+
+
+def _name(of: str) -> str:
+    return f"{_PREFIX}_{hashlib.sha256(of.encode()).hexdigest()[:16]}"
+
+
+@atexit.register
+def _drop_all() -> None:
+    # A forked child has not made them.
+    if _made and _PREFIX == f"test_{os.getpid()}":
+        asyncio.run(_drop(list(_made)))
