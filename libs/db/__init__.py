@@ -3,9 +3,9 @@
 Knows SQLAlchemy and the infrastructure tables; knows no service's tables.
 """
 
-from libs.db.database import Database, DatabaseSettings
+from libs.db.database import Database, DatabaseSettings, DatabaseTlsSettings
 from libs.db.ids import new_id
-from libs.db.infrastructure import create_infrastructure
+from libs.db.infrastructure import Int64, create_infrastructure
 from libs.db.migrate import migrate
 from libs.db.paging import page_size, page_token, start_after
 from libs.db.unit import RequestKey, Unit
@@ -13,6 +13,8 @@ from libs.db.unit import RequestKey, Unit
 __all__ = [
     "Database",
     "DatabaseSettings",
+    "DatabaseTlsSettings",
+    "Int64",
     "RequestKey",
     "Unit",
     "create_infrastructure",

@@ -4,13 +4,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
+# Whole numbers that a caller says, or that may pass 2^31. SQLite's INTEGER has 64 bits, and it counts up by itself in that type alone.
+Int64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 metadata = sa.MetaData()
 
 outbox = sa.Table(
     "outbox",
     metadata,
-    # SQLite counts up by itself in columns of this type alone; there it holds 64 bits too.
-    sa.Column("position", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("position", Int64, primary_key=True, autoincrement=True),
     sa.Column("topic", sa.String, nullable=False),
     sa.Column("key", sa.String, nullable=False),
     sa.Column("headers", sa.JSON, nullable=False),
@@ -43,7 +45,7 @@ leases = sa.Table(
     metadata,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("holder", sa.String, nullable=False),
-    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("token", Int64, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
 )
 

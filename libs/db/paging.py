@@ -23,6 +23,9 @@ def start_after(token: str) -> str | None:
     if not token:
         return None
     try:
-        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+        key = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+        if "\0" in key:
+            raise ValueError("no key holds NUL")
+        return key
     except (binascii.Error, ValueError):
         raise Invalid.of([Violation("page_token", "must be the next_page_token of the page before")]) from None

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Column, Index, MetaData, text
 from sqlmodel import Field, SQLModel
 
+from libs.db import Int64
 from services.compute.domain.placement import CORE, Need, Room, Waiting
 
 QUEUED, GRANTED, RELEASED, EXPIRED = "queued", "granted", "released", "expired"
@@ -22,7 +23,7 @@ class Node(Table, table=True):
 
     name: str = Field(primary_key=True)
     pool: str
-    cpu_millis: int
+    cpu_millis: int = Field(sa_type=Int64)
     memory_bytes: int = Field(sa_type=BigInteger)
     cpu_model: str
     devices: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
@@ -57,7 +58,7 @@ class Allocation(Table, table=True):
     holder: str
     accelerator: str
     count: int
-    cpu_millis: int
+    cpu_millis: int = Field(sa_type=Int64)
     memory_bytes: int = Field(sa_type=BigInteger)
     priority: int
     lease_seconds: int

@@ -191,6 +191,6 @@ def _number(token: str) -> int | None:
     after = start_after(token)
     if after is None:
         return None
-    if not after.isdecimal():
+    if not (after.isascii() and after.isdigit() and len(after) < 16):
         raise Invalid.of([Violation("page_token", "must be the next_page_token of the page before")])
     return int(after)

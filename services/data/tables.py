@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, MetaData, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
+from libs.db import Int64
 from services.data.domain.states import State, pause_after
 
 UPLOAD, INPUT, SPLIT = "upload", "input", "split"
@@ -45,7 +46,7 @@ class Version(Table, table=True):
 
     workspace: str = Field(primary_key=True)
     dataset: str = Field(primary_key=True)
-    number: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(Int64, primary_key=True, autoincrement=False))
     state: str = State.RESERVING
     # What the engine does: {"kind": "ingest", "file_name"} or {"kind": "transform", "columns", "steps"}
     job: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
@@ -119,7 +120,7 @@ class File(Table, table=True):
 
     workspace: str = Field(primary_key=True)
     dataset: str = Field(primary_key=True)
-    number: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(Int64, primary_key=True, autoincrement=False))
     # UPLOAD, INPUT or SPLIT, and its place among those.
     role: str = Field(primary_key=True)
     position: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
@@ -137,7 +138,7 @@ class VersionProfile(Table, table=True):
 
     workspace: str = Field(primary_key=True)
     dataset: str = Field(primary_key=True)
-    number: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(Int64, primary_key=True, autoincrement=False))
     message: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, MetaData, Text
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, MetaData, Text
 from sqlmodel import Field, SQLModel
 
+from libs.db import Int64
 from services.training.domain.retry import Tally, Verdict
 from services.training.domain.states import State, require_move
 
@@ -148,7 +149,7 @@ class JobEvent(Table, table=True):
     __table_args__ = (Index("job_events_by_kind", "job_id", "kind", "number"),)
 
     job_id: str = Field(primary_key=True)
-    number: int = Field(primary_key=True)
+    number: int = Field(sa_column=Column(Int64, primary_key=True, autoincrement=False))
     workspace: str
     kind: str
     # Of a metric.
@@ -207,7 +208,7 @@ class ModelVersion(Table, table=True):
 
     workspace: str = Field(primary_key=True)
     model: str = Field(primary_key=True)
-    number: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(Int64, primary_key=True, autoincrement=False))
     training_job: str = Field(unique=True)
     message: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 

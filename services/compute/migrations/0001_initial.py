@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from libs.db import create_infrastructure
+from libs.db import Int64, create_infrastructure
 
 revision = "0001"
 down_revision = None
@@ -15,7 +15,7 @@ def upgrade() -> None:
         "nodes",
         sa.Column("name", sa.String, primary_key=True),
         sa.Column("pool", sa.String, nullable=False),
-        sa.Column("cpu_millis", sa.Integer, nullable=False),
+        sa.Column("cpu_millis", Int64, nullable=False),
         sa.Column("memory_bytes", sa.BigInteger, nullable=False),
         sa.Column("cpu_model", sa.String, nullable=False),
         sa.Column("devices", sa.JSON, nullable=False),
@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("holder", sa.String, nullable=False),
         sa.Column("accelerator", sa.String, nullable=False),
         sa.Column("count", sa.Integer, nullable=False),
-        sa.Column("cpu_millis", sa.Integer, nullable=False),
+        sa.Column("cpu_millis", Int64, nullable=False),
         sa.Column("memory_bytes", sa.BigInteger, nullable=False),
         sa.Column("priority", sa.Integer, nullable=False),
         sa.Column("lease_seconds", sa.Integer, nullable=False),

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from libs.db import create_infrastructure
+from libs.db import Int64, create_infrastructure
 
 revision = "0001"
 down_revision = None
@@ -26,7 +26,7 @@ def upgrade() -> None:
         "versions",
         sa.Column("workspace", sa.String, primary_key=True),
         sa.Column("dataset", sa.String, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", Int64, primary_key=True, autoincrement=False),
         sa.Column("state", sa.String, nullable=False),
         sa.Column("job", sa.JSON, nullable=False),
         sa.Column("lineage", sa.LargeBinary, nullable=False),
@@ -53,7 +53,7 @@ def upgrade() -> None:
         "files",
         sa.Column("workspace", sa.String, primary_key=True),
         sa.Column("dataset", sa.String, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", Int64, primary_key=True, autoincrement=False),
         sa.Column("role", sa.String, primary_key=True),
         sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("name", sa.String, nullable=False),
@@ -66,7 +66,7 @@ def upgrade() -> None:
         "profiles",
         sa.Column("workspace", sa.String, primary_key=True),
         sa.Column("dataset", sa.String, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", Int64, primary_key=True, autoincrement=False),
         sa.Column("message", sa.LargeBinary, nullable=False),
     )
     op.create_table(

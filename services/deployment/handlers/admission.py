@@ -85,8 +85,9 @@ async def reserved(database: Database, peers: Peers, workspace: str, name: str) 
 
 async def give_back(database: Database, peers: Peers, workspace: str, name: str) -> None:
     """Releases the quota of a name that no endpoint has."""
-    async with database.read() as session:
-        stands = await repository.find_endpoint(session, workspace, name) is not None
+    # In a unit, not a read: one whose commit was not heard of has ended, either way, when this one begins.
+    async with database.unit() as unit:
+        stands = await repository.find_endpoint(unit.session, workspace, name) is not None
     if not stands:
         await peers.accounts.ReleaseQuota(ReleaseQuotaRequest(workspace=workspace, reservation=reservation(workspace, name)))
     async with database.unit() as unit:

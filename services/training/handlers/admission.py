@@ -192,7 +192,11 @@ async def reserved(database: Database, peers: Peers, job: TrainingJob) -> AsyncI
 
 async def release_quota(database: Database, peers: Peers, workspace: str, job_id: str) -> None:
     """Gives back what a job that was not made had reserved."""
-    await peers.accounts.ReleaseQuota(ReleaseQuotaRequest(workspace=workspace, reservation=reservation(workspace, job_id)))
+    # In a unit, not a read: one whose commit was not heard of has ended, either way, when this one begins.
+    async with database.unit() as unit:
+        made = await repository.find_job(unit.session, workspace, job_id) is not None
+    if not made:
+        await peers.accounts.ReleaseQuota(ReleaseQuotaRequest(workspace=workspace, reservation=reservation(workspace, job_id)))
     async with database.unit() as unit:
         await repository.delete_reservation(unit.session, workspace, job_id)
 

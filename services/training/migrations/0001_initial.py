@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from libs.db import create_infrastructure
+from libs.db import Int64, create_infrastructure
 
 revision = "0001"
 down_revision = None
@@ -64,7 +64,7 @@ def upgrade() -> None:
     op.create_table(
         "job_events",
         sa.Column("job_id", sa.String, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", Int64, primary_key=True, autoincrement=False),
         sa.Column("workspace", sa.String, nullable=False),
         sa.Column("kind", sa.String, nullable=False),
         sa.Column("name", sa.String, nullable=False),
@@ -101,7 +101,7 @@ def upgrade() -> None:
         "model_versions",
         sa.Column("workspace", sa.String, primary_key=True),
         sa.Column("model", sa.String, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", Int64, primary_key=True, autoincrement=False),
         sa.Column("training_job", sa.String, nullable=False, unique=True),
         sa.Column("message", sa.LargeBinary, nullable=False),
     )
