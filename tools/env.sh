@@ -24,5 +24,16 @@ done
 for bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem; do
     [ ! -s "$bundle" ] || add LEPTON_BUILD_CA "$bundle"
 done
-# PEM on several lines, which compose reads between quotes.
-add LEPTON_IDENTITY_PRIVATE_KEY "\"$(openssl genpkey -algorithm ed25519)\""
+# A key for each who calls others, and the public ones for those who are called. PEM on several lines, which compose reads in quotes.
+issuers=(gateway accounts data compute training deployment marketplace node)
+if ! has LEPTON_IDENTITY_PUBLIC_KEYS; then
+    public=
+    for issuer in "${issuers[@]}"; do
+        key=$(openssl genpkey -algorithm ed25519)
+        printf 'LEPTON_%s_PRIVATE_KEY="%s"\n' "${issuer^^}" "$key" >>"$file"
+        pem=$(openssl pkey -pubout <<<"$key")
+        public+="${public:+,}\"$issuer\":\"${pem//$'\n'/\\n}\""
+    done
+    # Last, and in one line: with it the keys are whole.
+    printf "LEPTON_IDENTITY_PUBLIC_KEYS='{%s}'\n" "$public" >>"$file"
+fi
