@@ -31,7 +31,9 @@ def image(name: str) -> str:
 @cache
 def _why_not() -> str:
     try:
-        done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no Docker here: {error}"
     return "" if done.returncode == 0 else f"no Docker engine answers: {done.stderr.strip()}"

@@ -119,7 +119,9 @@ class Composed:
 
     def log(self) -> str:
         """Who is how, and what was said last, for a failing test's message."""
-        return self.compose("ps", "--all", check=False) + self.compose("logs", "--no-color", "--tail", "15", *SERVICES, check=False)[-12000:]
+        return (
+            self.compose("ps", "--all", check=False) + self.compose("logs", "--no-color", "--tail", "15", *SERVICES, check=False)[-12000:]
+        )
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Work that flows through a platform while something is broken, and what has to be true of it afterwards."""
+
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+
+from tests.composed import Composed
+from tests.platform import Platform, eventually
+
+ROWS = "x,y\n" + "".join(f"{n / 50},{n / 25 + 1}\n" for n in range(200))
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+def job(number: int, epochs: int = 40) -> dict[str, Any]:
+    return {
+        "name": f"job-{number}",
+        "dataset": "line@1",
+        "task": "regression",
+        "target": "y",
+        "output_model": f"model-{number}",
+        "model": {"architecture": "mlp", "params": {"hidden": [8]}},
+        "training": {"epochs": epochs, "batch_size": 4, "seed": number},
+    }
+
+
+def submit(platform: Platform | Composed, number: int, **options: Any) -> str:
+    """Submits once, however often it has to be sent: the key makes it one."""
+
+    def send() -> str:
+        try:
+            with platform.http() as http:
+                answer = http.post("/v1/training-jobs", json=job(number, **options), headers={"Idempotency-Key": f"job-{number}"})
+                return str(answer.json()["id"]) if answer.status_code == 202 else ""
+        except httpx.TransportError:
+            return ""
+
+    id = eventually(send, timeout=60, interval=0.3)
+    assert id
+    return str(id)
+
+
+def jobs(platform: Platform | Composed) -> list[dict[str, Any]]:
+    with platform.http() as http:
+        return list(http.get("/v1/training-jobs", params={"page_size": 1000}).json()["training_jobs"])
+
+
+def all_ended(platform: Platform | Composed, timeout: float = 240) -> list[dict[str, Any]]:
+    def check() -> list[dict[str, Any]]:
+        try:
+            found = jobs(platform)
+        except (httpx.TransportError, KeyError):
+            return []
+        return found if found and all(j["state"] in ENDED for j in found) else []
+
+    found = eventually(check, timeout, interval=0.5)
+    assert found, [(j["name"], j["state"], j["reason"]) for j in jobs(platform)]
+    return list(found)
+
+
+def check_once_each(platform: Platform | Composed, ids: list[str]) -> None:
+    """One job an accepted request, one model version a job, usage for each, and no allocation that nobody holds."""
+    found = all_ended(platform)
+    assert Counter(j["id"] for j in found) == Counter(ids)
+    assert all(j["state"] == "succeeded" for j in found), [(j["name"], j["state"], j.get("error")) for j in found]
+    with platform.http() as http:
+        for j in found:
+            versions = http.get(f"/v1/models/{j['output_model']}/versions").json()["model_versions"]
+            assert [v["number"] for v in versions] == [1]
+            assert versions[0]["training_job"] == j["id"]
+
+        def released() -> bool:
+            allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
+            return all(a["state"] in ("released", "expired") for a in allocations if a["holder"].startswith("training-jobs/"))
+
+        assert eventually(released, timeout=60)
+        allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
+        seconds = sum(_seconds(a) for a in allocations if a["grant_time"] and a["holder"].startswith("training-jobs/"))
+
+        def billed() -> float:
+            lines = http.get("/v1/usage").json()["lines"]
+            return float(sum(line["quantity"] for line in lines if line["metric"] == "cpu_seconds" and "training" in line["resource"]))
+
+        assert eventually(lambda: abs(billed() - seconds) < 0.01 * max(seconds, 1) + 0.1, timeout=30), (billed(), seconds)
+
+
+def _seconds(allocation: dict[str, Any]) -> float:
+    """What is billed of it: to its release, or to its last renewal."""
+
+    def at(name: str) -> datetime:
+        return datetime.fromisoformat(allocation[name])
+
+    if allocation["state"] == "released":
+        return (at("end_time") - at("grant_time")).total_seconds()
+    return (at("lease_expire_time") - timedelta(seconds=30) - at("grant_time")).total_seconds()
