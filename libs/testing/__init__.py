@@ -1,10 +1,10 @@
-"""What tests of services share: a migrated database in memory, an identity, a clock that moves only when told.
+"""What tests of services share: a migrated database in memory (or on PostgreSQL), an identity, a clock that moves only when told.
 
 For tests alone.
 """
 
 from libs.testing.clock import FakeClock
-from libs.testing.database import migrated_database, schema_differences
+from libs.testing.database import database_environment, database_settings, migrated_database, schema_differences
 from libs.testing.identity import as_member
 
-__all__ = ["FakeClock", "as_member", "migrated_database", "schema_differences"]
+__all__ = ["FakeClock", "as_member", "database_environment", "database_settings", "migrated_database", "schema_differences"]

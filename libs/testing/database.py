@@ -10,7 +10,7 @@ from sqlalchemy import MetaData
 
 from libs.db import Database, DatabaseSettings, migrate
 from libs.db.infrastructure import metadata as infrastructure
-from libs.testing.postgres import copied_database, server
+from libs.testing.postgres import copied_database, empty_database, name_of, server
 
 
 @asynccontextmanager
@@ -27,6 +27,16 @@ async def migrated_database(package: str, url: str = "sqlite+aiosqlite://") -> A
         stack.push_async_callback(database.stop)
         await migrate(database, package)
         yield database
+
+
+async def database_settings(url: str) -> DatabaseSettings:
+    """For a service that is started whole and migrates for itself: `url`, or a new database on the server of LEPTON_TEST_DATABASE."""
+    return await empty_database(name_of(url)) if server() else DatabaseSettings(url=url)
+
+
+def database_environment(prefix: str, settings: DatabaseSettings) -> dict[str, str]:
+    """For its other processes; `prefix` is the service's ("LEPTON_DATA_")."""
+    return {f"{prefix}DATABASE__URL": settings.url, f"{prefix}DATABASE__PASSWORD": settings.password.get_secret_value()}
 
 
 async def schema_differences(package: str, tables: MetaData) -> list[Any]:

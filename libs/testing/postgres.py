@@ -29,25 +29,35 @@ def server() -> URL | None:
 
 @asynccontextmanager
 async def copied_database(package: str, url: str) -> AsyncIterator[DatabaseSettings]:
-    """A migrated database of the service; what SQLite would keep in a file is found again under the same `url`."""
-    name = _name(url) if make_url(url).database else f"{_PREFIX}_{secrets.token_hex(8)}"
-    template = _name(package)
+    """A migrated database of the service; what SQLite would keep in a file is found again under the same `url`, by other processes too."""
+    kept = bool(make_url(url).database)
+    name = name_of(url) if kept else f"{_PREFIX}_{secrets.token_hex(8)}"
+    template = f"{_PREFIX}_{package}"
     if template not in _made:
         await empty_database(template)
         database = Database(settings_of(template))
         await migrate(database, package)
         await database.stop()
-    if name not in _made:
-        await _run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        _made.add(name)
-    yield settings_of(name)
-    if name != _name(url):
-        await _drop([name])
+    await _create(name, f'TEMPLATE "{template}"')
+    try:
+        yield settings_of(name)
+    finally:
+        if not kept:
+            await _drop([name])
 
 
-async def empty_database(name: str) -> None:
+async def empty_database(name: str) -> DatabaseSettings:
     """Text in it sorts by its bytes, as in SQLite."""
-    await _run(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'")
+    await _create(name, "TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'")
+    return settings_of(name)
+
+
+async def _create(name: str, how: str) -> None:
+    """Leaves one that is there; who makes it drops it."""
+    try:
+        await _run(f'CREATE DATABASE "{name}" {how}')
+    except asyncpg.DuplicateDatabaseError:
+        return
     _made.add(name)
 
 
@@ -75,8 +85,9 @@ async def _drop(names: list[str]) -> None:
     _made.difference_update(names)
 
 
-def _name(of: str) -> str:
-    return f"{_PREFIX}_{hashlib.sha256(of.encode()).hexdigest()[:16]}"
+def name_of(url: str) -> str:
+    """The same in every process."""
+    return f"test_{hashlib.sha256(url.encode()).hexdigest()[:24]}"
 
 
 @atexit.register

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from libs.db import Database, DatabaseSettings
+from libs.db import Database
 from libs.errors import Conflict, Invalid
 from libs.events import EventLogSettings
 from libs.rpc import generate_key
 from libs.service import IdentitySettings
-from libs.testing import FakeClock, migrated_database
+from libs.testing import FakeClock, database_settings, migrated_database
 from services.accounts import handlers, repository
 from services.accounts.billing import Billing
 from services.accounts.domain import secrets
@@ -102,7 +102,7 @@ async def test_it_starts_and_stops_whole(tmp_path: Path) -> None:
     shown: list[str] = []
     settings = Settings(
         listen=f"unix:{tmp_path}/accounts",
-        database=DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path}/accounts.db"),
+        database=await database_settings(f"sqlite+aiosqlite:///{tmp_path}/accounts.db"),
         events=EventLogSettings(url=f"sqlite:///{tmp_path}/events.db"),
         identity=IdentitySettings(private_key=generate_key()[0]),
     )

@@ -15,6 +15,7 @@ from lepton.data.v1.events_pb2 import DatasetVersionReady
 from libs.events import InMemoryEventLog, topic_of
 from libs.rpc import Client, Server, Signer, Verifier, acting_for
 from libs.storage import open_store
+from libs.testing import database_settings
 from services.data.main import build, build_worker
 from services.data.scene import PRIVATE, PUBLIC
 from services.data.settings import Settings
@@ -29,7 +30,7 @@ async def test_service_and_worker(tmp_path: Path) -> None:
     accounts = Server(f"unix:{tmp_path}/accounts", [(Generous(), add_AccountsServiceServicer_to_server)], verifier=Verifier(PUBLIC))
     settings = Settings(
         listen=f"unix:{tmp_path}/data",
-        database={"url": f"sqlite+aiosqlite:///{tmp_path}/data.db"},
+        database=await database_settings(f"sqlite+aiosqlite:///{tmp_path}/data.db"),
         storage={"url": f"file://{tmp_path}/store"},
         identity={"private_key": PRIVATE},
         peers={"accounts": accounts.address},

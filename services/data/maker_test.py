@@ -19,6 +19,7 @@ from libs.errors import AppError, Invalid, Transient
 from libs.events.sqlite import SqliteEventLog
 from libs.rpc import acting_for
 from libs.storage import LocalArtifactStore
+from libs.testing import database_environment
 from services.data.domain.states import MAX_ATTEMPTS, State
 from services.data.engine.process import EngineFailed
 from services.data.handlers import versions
@@ -197,7 +198,6 @@ async def test_killed_workers_make_exactly_one_version(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "LEPTON_DATA_DATABASE__URL": url,
         "LEPTON_DATA_EVENTS__URL": f"sqlite://{tmp_path}/events.db",
         "LEPTON_DATA_STORAGE__URL": f"file://{tmp_path}/store",
         "LEPTON_DATA_IDENTITY__PRIVATE_KEY": PRIVATE,
@@ -208,6 +208,7 @@ async def test_killed_workers_make_exactly_one_version(tmp_path: Path) -> None:
     chance = random.Random(7)
 
     async with scene(tmp_path, url=url, store=store, works=False) as data:
+        environment |= database_environment("LEPTON_DATA_", data.database.settings)
 
         async def token(number: int) -> int:
             async with data.database.read() as session:

@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-from libs.db import DatabaseSettings
 from libs.events import EventLogSettings
 from libs.rpc import generate_key
 from libs.service import IdentitySettings, PeerSettings
-from libs.testing import migrated_database
+from libs.testing import database_settings, migrated_database
 from services.marketplace import repository
 from services.marketplace.main import BATCHES_KEPT_SECONDS, build, forget_batches
 from services.marketplace.settings import Settings
@@ -17,7 +16,7 @@ from services.marketplace.tables import InvocationBatch
 async def test_it_starts_and_stops_whole(tmp_path: Path) -> None:
     settings = Settings(
         listen=f"unix:{tmp_path}/m",
-        database=DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path}/marketplace.db"),
+        database=await database_settings(f"sqlite+aiosqlite:///{tmp_path}/marketplace.db"),
         events=EventLogSettings(url=f"sqlite:///{tmp_path}/events.db"),
         identity=IdentitySettings(private_key=generate_key()[0]),
         peers=PeerSettings(deployment=f"unix:{tmp_path}/d"),

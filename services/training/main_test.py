@@ -27,6 +27,7 @@ from libs.launcher import SubprocessLauncher
 from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
 from libs.storage import open_store
 from libs.tasks.valkey import ValkeyBroker
+from libs.testing import database_environment, database_settings
 from services.training.conftest import FakeAccounts, FakeCompute, FakeData, bytes_of, job_request, table_split
 from services.training.main import build
 from services.training.settings import Settings
@@ -79,7 +80,6 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     await broker.start()
     options = {
         "LISTEN": f"unix:{tmp_path}/training",
-        "DATABASE__URL": f"sqlite+aiosqlite:///{tmp_path}/training.db",
         "EVENTS__URL": f"sqlite:///{tmp_path}/events.db",
         "STORAGE__URL": f"file://{tmp_path}/artifacts",
         "IDENTITY__PRIVATE_KEY": private,
@@ -93,6 +93,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         "TELEMETRY_URL": f"sqlite:///{tmp_path}/traces.db",
     }
     environment = {f"LEPTON_TRAINING_{name}": value for name, value in options.items()}
+    environment |= database_environment("LEPTON_TRAINING_", await database_settings(f"sqlite+aiosqlite:///{tmp_path}/training.db"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
