@@ -1,5 +1,7 @@
 """Work that flows through a platform while something is broken, and what has to be true of it afterwards."""
 
+import threading
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,7 +38,7 @@ def submit(platform: Platform | Composed, number: int, **options: Any) -> str:
         except httpx.TransportError:
             return ""
 
-    id = eventually(send, timeout=60, interval=0.3)
+    id = eventually(send, timeout=150, interval=0.3)
     assert id
     return str(id)
 
@@ -94,3 +96,77 @@ def _seconds(allocation: dict[str, Any]) -> float:
     if allocation["state"] == "released":
         return (at("end_time") - at("grant_time")).total_seconds()
     return (at("lease_expire_time") - timedelta(seconds=30) - at("grant_time")).total_seconds()
+
+
+class Flow:
+    """Datasets and short jobs that one workspace sends, one after another in a thread, until all are accepted."""
+
+    def __init__(self, platform: Platform | Composed, items: int, *, epochs: int = 3, pause: float = 0.0) -> None:
+        self._platform, self._items, self._epochs, self._pause = platform, items, epochs, pause
+        self.jobs: list[str] = []
+        self.failures: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
+
+    def start(self) -> "Flow":
+        """The dataset that all jobs read is there first."""
+        upload(self._platform, "line")
+        self._thread.start()
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def check(self, timeout: float) -> None:
+        """Everything that was accepted has happened once, and is on the invoice to the cent."""
+        self._thread.join(timeout)
+        assert not self.running, f"{len(self.jobs)} of {self._items} jobs were accepted in time; last: {self.failures[-3:]}"
+        assert len(self.jobs) == self._items, self.failures[-3:]
+        all_ended(self._platform, timeout)
+        check_once_each(self._platform, self.jobs)
+        with self._platform.http() as http:
+            names = [f"line-{number}" for number in range(self._items)]
+            for name in names:
+                versions = http.get(f"/v1/datasets/{name}/versions").json()["versions"]
+                assert [(v["number"], v["state"], v["rows"]) for v in versions] == [(1, "ready", 200)], (name, versions)
+        check_invoice(self._platform)
+
+    def _run(self) -> None:
+        try:
+            for number in range(self._items):
+                upload(self._platform, f"line-{number}")
+                self.jobs.append(submit(self._platform, number, epochs=self._epochs))
+                time.sleep(self._pause)
+        except Exception as error:
+            self.failures.append(repr(error))
+
+
+def upload(platform: Platform | Composed, name: str) -> None:
+    """Sends it until it is a version: the key makes it one."""
+
+    def send() -> bool:
+        try:
+            with platform.http() as http:
+                path, key = f"/v1/datasets/{name}/content", {"Idempotency-Key": f"upload-{name}"}
+                answer = http.put(path, params={"filename": "line.csv"}, content=ROWS, headers=key)
+                assert answer.status_code in (201, 202, 409, 429) or answer.status_code >= 500, answer.text
+                return answer.status_code in (201, 202)
+        except httpx.TransportError:
+            return False
+
+    assert eventually(send, timeout=150, interval=0.5), f"{name} was not accepted"
+
+
+def check_invoice(platform: Platform | Composed) -> None:
+    """What the workspace pays for training is what its allocations took, at the plan's price, to the cent."""
+    with platform.http() as http:
+        allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
+        seconds = sum(_seconds(a) for a in allocations if a["grant_time"])
+        invoice = http.post("/v1/invoices", json={})
+        assert invoice.status_code == 201, invoice.text
+        lines = [line for line in invoice.json()["lines"] if line["metric"] == "cpu_seconds"]
+        assert lines, invoice.text
+        expected = (
+            sum(line["unit_price"]["micros"] * line["quantity"] for line in lines) / sum(line["quantity"] for line in lines) * seconds
+        )
+        assert abs(sum(line["amount"]["micros"] for line in lines) - expected) < 10_000, (invoice.text, seconds)
