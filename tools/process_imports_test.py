@@ -15,6 +15,7 @@ CONTROL = ["accounts", "compute", "training", "deployment", "marketplace"]
 PROCESSES = [
     ("gateway", "services.gateway.main"),
     *[("control", f"services.{name}.main") for name in CONTROL],
+    ("control", "services.standalone.dead_letters"),
     ("data", "services.data.main"),
     ("data", "services.data.engine.__main__"),
     ("worker", "services.standalone.node"),
