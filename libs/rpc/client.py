@@ -267,6 +267,8 @@ def _service_config(service: str, *, spread: bool) -> str:
     }
     if spread:
         config["loadBalancingConfig"] = [{"round_robin": {}}]
+        # A server that is about to stop says so before it does: the next call goes to another one.
+        config["healthCheckConfig"] = {"serviceName": service}
     return json.dumps(config)
 
 

@@ -3,6 +3,7 @@
 Knows method options (`access`, `rules`) and identities; not what the methods do.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 # A connection so old takes no more calls, and its client connects anew: perhaps to a replica that was not there before.
 CONNECTION_AGE_SECONDS = 300.0
+# Between saying that it is about to stop and stopping.
+DRAIN_SECONDS = 0.3
 # A servicer and the generated function that adds it, e.g. (DataServicer(…), add_DataServiceServicer_to_server).
 Registration = tuple[Any, Callable[[Any, Any], None]]
 
@@ -97,6 +100,9 @@ class Server:
         if self._server is None:
             return
         await self._health.enter_graceful_shutdown()
+        if grace and not self._listen.startswith(_UNIX):
+            # Calls that are on their way arrive; those who send them hear of it meanwhile.
+            await asyncio.sleep(min(DRAIN_SECONDS, grace))
         await self._server.stop(grace)
         self._server = None
         if self._listen.startswith(_UNIX):
