@@ -13,7 +13,8 @@ from libs.errors import near
 class Block(BaseModel):
     """A group of settings that a lib owns and services nest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What is refused may be a secret in the wrong place: errors name the field, not its value.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 # What is said once for all processes of a platform, as LEPTON_PLATFORM_EVENTS__URL; a process without such a field passes it over.
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     What its own prefix does not say, LEPTON_PLATFORM_ may, for the names in SHARED.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__", hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -53,3 +53,12 @@ def test_a_platform_key_that_no_process_reads_is_refused(monkeypatch: pytest.Mon
 def test_an_argument_counts_before_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEPTON_PLATFORM_LOG_LEVEL", "debug")
     assert Shared(log_level="warning").log_level == "warning"
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_EXAMPLE_DATABASE__PASWORD", "hunter2")
+    monkeypatch.setenv("LEPTON_EXAMPLE_WORKERS", "hunter3")
+    with pytest.raises(ValidationError) as refused:
+        ExampleSettings()
+    assert "PASWORD" in str(refused.value).upper()
+    assert "hunter" not in str(refused.value)
