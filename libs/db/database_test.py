@@ -1,97 +1,54 @@
-"""Units commit whole or not at all, remember what they answered, and wait for each other."""
+"""What settings a database takes, and how pages are named. What databases do is in tests/contract/ports."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+import traceback
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy import insert, select
+from pydantic import SecretStr
+from sqlalchemy import text
 
-from lepton.data.v1.dataset_pb2 import Dataset
-from libs.db import Database, DatabaseSettings, RequestKey, page_token, start_after
-from libs.db.infrastructure import metadata as infrastructure
-from libs.errors import Conflict, Invalid, Replay
+from libs.db import Database, DatabaseSettings, DatabaseTlsSettings, page_token, start_after
+from libs.errors import Invalid, Transient
 
-tables = sa.MetaData()
-things = sa.Table("things", tables, sa.Column("name", sa.String, primary_key=True))
+SECRET = "nobody-may-see-this"
 
 
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(DatabaseSettings(url=f"sqlite+aiosqlite:///{tmp_path}/deep/test.db"))
-    async with database.engine.begin() as connection:
-        await connection.run_sync(infrastructure.create_all)
-        await connection.run_sync(tables.create_all)
-    yield database
-    await database.stop()
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (f"postgresql+asyncpg://role:{SECRET}@host/db", "has neither password nor parameters"),
+        (f"postgresql+asyncpg://role@host/db?password={SECRET}", "has neither password nor parameters"),
+        ("postgresql+asyncpg://host/db", "names role, host and database"),
+        ("postgresql+asyncpg://role@host", "names role, host and database"),
+        (f"postgresql://role:{SECRET}@host/db", "must begin with sqlite"),
+        ("mysql://host/db", "must begin with sqlite"),
+    ],
+)
+def test_a_url_that_is_not_supported_is_refused(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        Database(DatabaseSettings(url=url))
+    assert SECRET not in str(refused.value)
 
 
-async def names(database: Database) -> list[str]:
-    async with database.read() as session:
-        return list((await session.execute(select(things.c.name))).scalars())
+def test_a_client_certificate_without_an_authority_is_refused() -> None:
+    with pytest.raises(ValueError, match="CA_FILE"):
+        Database(DatabaseSettings(url="postgresql+asyncpg://r@h/d", tls=DatabaseTlsSettings(cert_file="client.pem")))
 
 
-def request(name: str, key: str = "k1") -> RequestKey:
-    return RequestKey("acme", "CreateDataset", key, Dataset(name=name))
-
-
-async def test_the_same_request_is_answered_once(database: Database) -> None:
-    async with database.unit(request("a")) as unit:
-        await unit.session.execute(insert(things).values(name="a"))
-        await unit.reply(Dataset(name="a", workspace="acme"))
-    with pytest.raises(Replay) as replay:
-        async with database.unit(request("a")):
-            pytest.fail("must not be reached")
-    assert Dataset.FromString(replay.value.response).workspace == "acme"
-    assert await names(database) == ["a"]
-
-
-async def test_a_key_belongs_to_one_request(database: Database) -> None:
-    async with database.unit(request("a")) as unit:
-        await unit.reply(Dataset(name="a"))
-    with pytest.raises(Invalid) as refused:
-        async with database.unit(request("b")):
-            pass
-    assert refused.value.code == "idempotency_key_reused"
-
-
-async def test_errors_are_answered_again_too(database: Database) -> None:
-    for _ in range(2):
-        with pytest.raises(Conflict, match="taken"):
-            async with database.unit(request("a")):
-                raise Conflict("the name is taken", code="name_taken")
-    async with database.unit(request("a", key="k2")) as unit:
-        await unit.reply(Dataset())
-
-
-async def test_writers_wait_for_each_other_and_readers_do_not(database: Database) -> None:
-    async def write(number: int) -> None:
+async def test_a_server_that_does_not_come_is_said_in_words_without_the_password() -> None:
+    settings = DatabaseSettings(url="postgresql+asyncpg://role@127.0.0.1:1/db", password=SecretStr(SECRET), start_seconds=0)
+    database = Database(settings)
+    with pytest.raises(Transient, match=r"127\.0\.0\.1 cannot be reached") as refused:
+        await database.start()
+    with pytest.raises(Transient):
         async with database.unit() as unit:
-            await unit.session.execute(insert(things).values(name=f"{number:03}"))
-            await asyncio.sleep(0.001)
-
-    async with database.unit() as unit:
-        await unit.session.execute(insert(things).values(name="uncommitted"))
-        assert await names(database) == []
-    await asyncio.gather(*(write(n) for n in range(50)))
-    assert len(await names(database)) == 51
-
-
-async def test_two_processes_may_write(database: Database) -> None:
-    other = Database(database.settings)
-
-    async def write(target: Database, name: str) -> None:
-        async with target.unit() as unit:
-            await unit.session.execute(insert(things).values(name=name))
-
-    await asyncio.gather(*(write(d, f"{i}{n}") for n in range(20) for i, d in enumerate((database, other))))
-    assert len(await names(database)) == 40
-    await other.stop()
+            await unit.session.execute(text("SELECT 1"))
+    await database.stop()
+    assert SECRET not in f"{settings!r} {database.engine!r} {''.join(traceback.format_exception(refused.value))}"
 
 
 def test_page_tokens() -> None:
     assert start_after("") is None
     assert start_after(page_token("job-0001")) == "job-0001"
-    with pytest.raises(Invalid):
-        start_after("\x00\udc80"[:1] + "é")
+    for token in ("\x00é", page_token("a\0")):
+        with pytest.raises(Invalid):
+            start_after(token)

@@ -121,9 +121,7 @@ def _check(connection: Any, _record: Any, _proxy: Any) -> None:
 
 
 def _of_connecting(error: Exception, url: URL) -> AppError:
-    if isinstance(
-        error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError | asyncpg.InsufficientPrivilegeError
-    ):
+    if (getattr(error, "sqlstate", None) or "")[:2] in ("28", "3D", "42"):
         return Transient(f"the database server at {url.host} refuses role {url.username} on database {url.database}: {error}")
     return Transient(f"the database server at {url.host} cannot be reached; try again")
 

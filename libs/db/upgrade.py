@@ -9,8 +9,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 
-def upgrade(connection: Connection, package: str) -> None:
-    """Runs what the database has not seen."""
+def upgrade(connection: Connection, package: str, revision: str = "head") -> None:
+    """Runs what the database has not seen, up to `revision`."""
     folder = str(files(package) / "migrations")
     config = Config()
     config.set_main_option("script_location", folder)
@@ -18,8 +18,8 @@ def upgrade(connection: Connection, package: str) -> None:
     config.set_main_option("path_separator", "newline")
     script = ScriptDirectory.from_config(config)
 
-    def steps(revision: Any, _context: Any) -> Any:
-        return script._upgrade_revs("head", revision)
+    def steps(now: Any, _context: Any) -> Any:
+        return script._upgrade_revs(revision, now)
 
     with EnvironmentContext(config, script, fn=steps) as environment:
         environment.configure(connection=connection, render_as_batch=True, transactional_ddl=False)

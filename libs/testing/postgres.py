@@ -93,5 +93,5 @@ def name_of(url: str) -> str:
 @atexit.register
 def _drop_all() -> None:
     # A forked child has not made them.
-    if _made and _PREFIX == f"test_{os.getpid()}":
+    if _made and f"test_{os.getpid()}" == _PREFIX:
         asyncio.run(_drop(list(_made)))
