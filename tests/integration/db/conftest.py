@@ -1,0 +1,5 @@
+"""A PostgreSQL server."""
+
+from tests.postgres import postgres
+
+__all__ = ["postgres"]
