@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.composed import Composed, composed
+from tests.kafka import kafka
+
+__all__ = ["composed_platform", "kafka"]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from libs.db.unit import Unit
 from libs.errors import AppError, Poison, Transient
 from libs.events.current import handling
 from libs.events.dead_letter import dead_letter, retry_topic
-from libs.events.event import topic_of
+from libs.events.event import UNREADABLE, topic_of
 from libs.events.log import EventLog, Received
 
 log = structlog.get_logger()
@@ -73,6 +73,10 @@ class Consumer:
             await asyncio.wait([self._task], timeout=5)
             self._task.cancel()
         await self._subscription.close()
+
+    async def lag(self) -> int:
+        """Events of its topics that are not committed yet."""
+        return await self._subscription.lag()
 
     async def _run(self) -> None:
         swept = 0.0
@@ -133,6 +137,8 @@ class Consumer:
 
     async def _handle(self, received: Received) -> None:
         event = received.event
+        if event.type == UNREADABLE:
+            event.message()
         handler = self._handlers.get(event.type)
         if handler is None:
             return

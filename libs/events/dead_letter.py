@@ -4,12 +4,17 @@ from dataclasses import replace
 
 from libs.errors import AppError
 from libs.events.event import Event
-from libs.events.log import EventLog, Received
+from libs.events.log import EventLog, Received, Subscription
 
 
 def dead_topic(service: str) -> str:
     """Where a service's dead letters lie."""
     return f"lepton.{service}.dead-letter.v1"
+
+
+def is_dead_topic(topic: str) -> bool:
+    """Whether dead letters of some service lie there."""
+    return topic.endswith(".dead-letter.v1")
 
 
 def retry_topic(service: str) -> str:
@@ -38,7 +43,7 @@ async def waiting_dead_letters(log: EventLog, service: str, *, limit: int = 1000
     """A service's dead letters that have not been given back since, oldest first. Their extensions `lepton_dead_…` say why and whence."""
     subscription = log.subscribe(_replay_group(service), [dead_topic(service)])
     try:
-        return await subscription.poll(limit, 0.2)
+        return await _waiting(subscription, limit)
     finally:
         await subscription.close()
 
@@ -47,13 +52,21 @@ async def replay_dead_letters(log: EventLog, service: str, *, limit: int = 1000)
     """Gives up to `limit` of a service's dead letters back to it, oldest first; returns how many. Each is given back once a call."""
     subscription = log.subscribe(_replay_group(service), [dead_topic(service)])
     try:
-        batch = await subscription.poll(limit, 0.5)
+        batch = await _waiting(subscription, limit)
         if batch:
             await log.publish([_revived(received.event, service) for received in batch])
             await subscription.commit(batch)
         return len(batch)
     finally:
         await subscription.close()
+
+
+async def _waiting(subscription: Subscription, limit: int) -> list[Received]:
+    """Up to `limit`, however few the log gives at once."""
+    found: list[Received] = []
+    while len(found) < limit and (more := await subscription.poll(limit - len(found), 0.5)):
+        found += more
+    return found
 
 
 def _replay_group(service: str) -> str:

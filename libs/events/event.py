@@ -16,6 +16,9 @@ from libs.db.ids import new_id
 from libs.errors import Poison
 
 CONTENT_TYPE = "application/protobuf"
+# The type that stands for a message which is no event of ours, and the extension that says why.
+UNREADABLE = "lepton.unreadable"
+FLAW = "lepton_flaw"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Event:
 
     def message(self) -> Message:
         """The payload, typed. Raises Poison where this code does not know the type or cannot read the bytes."""
+        if self.type == UNREADABLE:
+            raise Poison(self.extensions.get(FLAW, "the message is no event of ours"))
         try:
             return symbol_database.Default().GetSymbol(self.type).FromString(self.data)
         except KeyError:
@@ -74,6 +79,10 @@ class Event:
     @classmethod
     def from_headers(cls, topic: str, key: str, headers: Mapping[str, str], data: bytes) -> "Event":
         """The reverse of `headers`. Raises Poison where the envelope is not one of ours."""
+        if (version := headers.get("ce_specversion")) != "1.0":
+            raise Poison(
+                f"the message has {'the' if version else 'no'} header 'ce_specversion'{f' {version!r}, not' if version else ':'} '1.0'"
+            )
         try:
             return cls(
                 id=headers["ce_id"],

@@ -62,5 +62,9 @@ class _Subscription:
             done = max(r.position for r in received) + 1
             self._log._committed[self._group] = max(done, self._log._committed[self._group])
 
+    async def lag(self) -> int:
+        ahead = self._log.events[self._log._committed[self._group] :]
+        return sum(event.topic in self._topics for event in ahead)
+
     async def close(self) -> None:
         return None

@@ -1,6 +1,7 @@
 """Which event log a URL means."""
 
 from libs.events.in_memory import InMemoryEventLog
+from libs.events.kafka import KafkaEventLog
 from libs.events.log import EventLog, EventLogSettings
 from libs.events.sqlite import SqliteEventLog
 
@@ -13,5 +14,7 @@ def open_event_log(settings: EventLogSettings) -> EventLog:
             return InMemoryEventLog()
         case "sqlite":
             return SqliteEventLog(rest.removeprefix("//"), retention_seconds=settings.retention_seconds)
+        case "kafka":
+            return KafkaEventLog(settings)
         case _:
-            raise ValueError(f"event log URL {settings.url!r}: the scheme must be sqlite or memory")
+            raise ValueError(f"event log URL of the scheme {scheme!r}: it must be kafka, sqlite or memory")

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from libs.errors import AppError, Transient
 from libs.events.event import Event
-from libs.events.log import Received
+from libs.events.log import Received, receive
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
@@ -131,9 +131,7 @@ class _Subscription:
         ).fetchall()
         for position, topic, *_ in rows:
             self._next[topic] = position
-        return [
-            Received(Event.from_headers(topic, key, json.loads(headers), data), 0, position) for position, topic, key, headers, data in rows
-        ]
+        return [receive(topic, key, json.loads(headers), data, 0, position) for position, topic, key, headers, data in rows]
 
     async def poll(self, limit: int, timeout: float) -> list[Received]:
         async with self._log._changed:
@@ -167,6 +165,14 @@ class _Subscription:
                 "INSERT INTO committed VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET position = max(position, excluded.position)",
                 [(self._group, topic, position) for topic, position in last.items()],
             )
+
+    async def lag(self) -> int:
+        return await self._log._in_thread(self._behind)
+
+    def _behind(self) -> int:
+        done = dict(self._log._db.execute("SELECT topic, position FROM committed WHERE grp = ?", (self._group,)).fetchall())
+        count = "SELECT count(*) FROM log WHERE topic = ? AND position > ?"
+        return sum(self._log._db.execute(count, (topic, done.get(topic, 0))).fetchone()[0] for topic in self._topics)
 
     async def close(self) -> None:
         return None
