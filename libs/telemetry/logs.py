@@ -3,22 +3,48 @@
 An event is a constant name and keys; trace, service and workspace are added from what is around it, and secrets are hidden.
 """
 
+import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import orjson
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 
+from libs.telemetry.background import Background, Sink
 from libs.telemetry.naming import current_service, current_workspace
 from libs.telemetry.redaction import redacted
 from libs.telemetry.tracing import current_trace_id
 
 # Libraries that tell every step they take.
-QUIET = ("aiosqlite", "alembic", "amqp", "asyncio", "celery", "grpc", "httpcore", "httpx", "kombu", "sqlalchemy", "uvicorn")
+QUIET = (
+    *("aiosqlite", "alembic", "amqp", "asyncio", "celery", "grpc", "httpcore", "httpx", "kombu"),
+    *("opentelemetry", "requests", "sqlalchemy", "urllib3", "uvicorn"),
+)
+# What carries lines to the collector: sent there too, each of its lines would make the next one.
+_CARRIERS = ("opentelemetry", "requests", "urllib3")
+QUEUE_LINES = 4096
+# Of one value: a line waits in memory.
+TEXT_LIMIT = 16_384
 Event = MutableMapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A log line on its way to a sink: its fields, without secrets, and the span around it."""
+
+    time_ns: int
+    event: Event
+    span: SpanContext
+
+
+_lines: Background[Line] = Background("logs", QUEUE_LINES)
 
 
 def configure_logs(level: str, style: str, output: TextIO | None = None) -> None:
@@ -36,6 +62,7 @@ def configure_logs(level: str, style: str, output: TextIO | None = None) -> None
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _redact,
+            _queue,
             structlog.dev.ConsoleRenderer(colors=stream.isatty()) if for_people else _render_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -47,6 +74,21 @@ def configure_logs(level: str, style: str, output: TextIO | None = None) -> None
     root.setLevel(number)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def send_logs(sink: Sink[Line] | None) -> None:
+    """Lines go to `sink` too from now on; None: to stderr alone."""
+    _lines.open(sink)
+
+
+def end_logs() -> None:
+    """Begins to stop sending."""
+    _lines.end()
+
+
+def stop_logs() -> None:
+    """Sends what is queued; later lines go to stderr alone."""
+    _lines.close()
 
 
 def _add_surroundings(_logger: Any, _method: str, event: Event) -> Event:
@@ -62,8 +104,19 @@ def _redact(_logger: Any, _method: str, event: Event) -> Event:
     return dict(redacted(dict(event)))
 
 
+def _queue(_logger: Any, _method: str, event: Event) -> Event:
+    if _lines.is_open and not str(event.get("logger", "")).startswith(_CARRIERS):
+        short = {name: value[:TEXT_LIMIT] if isinstance(value, str) else value for name, value in event.items()}
+        _lines.put(Line(time.time_ns(), short, trace.get_current_span().get_span_context()))
+    return event
+
+
 def _render_json(_logger: Any, _method: str, event: Event) -> str:
-    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # Half a character, or a number past 64 bits: a line that can be written is better than an error where it was logged.
+        return json.dumps({str(name): value for name, value in event.items()}, default=repr, skipkeys=True)
 
 
 class _Lines:

@@ -12,7 +12,7 @@ from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from libs.telemetry.naming import SERVICE
 from libs.telemetry.redaction import redacted
-from libs.telemetry.store import Span
+from libs.telemetry.store import READ_SPANS, Span
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spans (
@@ -32,7 +32,6 @@ KEEP_SPANS = 200_000
 KEEP_SECONDS = 7 * 86400.0
 SWEEP_SECONDS = 60.0
 SWEEP_SPANS = 5000
-READ_SPANS = 10_000
 
 
 class SqliteSink:

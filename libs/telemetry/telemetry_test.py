@@ -176,18 +176,27 @@ async def test_a_store_that_cannot_be_written_does_no_harm(url: str, tmp_path: P
 
 def test_the_queue_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry.setup("platform", url=url)
-    monkeypatch.setattr(_pipeline, "force_flush", lambda *_: True)
+    monkeypatch.setattr(_pipeline.spans, "flush", lambda: True)
     for _ in range(9000):
         telemetry.tracer().start_span("x").end()
-    assert len(_pipeline._queue) == 8192
-    assert _pipeline.dropped >= 800
-    _pipeline._queue.clear()
+    assert len(_pipeline.spans._queue) == 8192
+    assert _pipeline.spans.dropped >= 800
 
 
-@pytest.mark.parametrize("wrong", ["otlp://collector:4317", "sqlite:traces.db", "nonsense", ""])
+@pytest.mark.parametrize(
+    "wrong",
+    ["otlp://collector:4317", "otlp+http://", "otlp+http://me:hunter22@collector:4318", "sqlite:traces.db", "jaeger+http://j:1", "x", ""],
+)
 def test_an_unknown_url_is_refused(url: str, wrong: str) -> None:
-    with pytest.raises(ValueError, match=r"must be sqlite:///path/traces.db or none:"):
+    with pytest.raises(ValueError, match=r"must be none: or sqlite:///path/traces.db or otlp\+http://collector:4318") as refused:
         telemetry.setup("platform", url=wrong)
+    assert "hunter22" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", ["otlp+http://collector:4318", "jaeger://jaeger:16686", "jaeger+http:jaeger"])
+def test_traces_are_read_where_they_are_kept(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"must be none: or sqlite:///path/traces.db or jaeger\+http://jaeger:16686"):
+        telemetry.open_trace_store(wrong)
 
 
 def test_without_a_store_there_is_still_a_trace_id(url: str) -> None:

@@ -4,67 +4,29 @@ A span costs its maker microseconds: it is put into a bounded queue, and dropped
 """
 
 import hashlib
-import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import structlog
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes
 
+from libs.telemetry.background import Background, Sink
 from libs.telemetry.naming import SERVICE, name_process, names_of
 
-log = structlog.get_logger()
-
 QUEUE_SPANS = 8192
-FLUSH_SECONDS = 0.25
-FLUSH_SPANS = 512
-
-
-class Sink(Protocol):
-    """Where finished spans go. Called from one thread; what it raises is logged and the spans are dropped."""
-
-    def write(self, spans: Sequence[ReadableSpan]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Pipeline(SpanProcessor):
-    """Names spans as they begin and hands them to the sink after they end, within `FLUSH_SECONDS`."""
+    """Names spans as they begin and queues them after they end, if they are of a trace that is kept."""
 
     def __init__(self) -> None:
-        self._queue: deque[ReadableSpan] = deque(maxlen=QUEUE_SPANS)
-        self._sink: Sink | None = None
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
-        self._flushing = threading.Lock()
-        self.dropped = 0
-
-    def open(self, sink: Sink | None) -> None:
-        """Sends spans to `sink` from now on; None drops them."""
-        self.close()
-        self._sink = sink
-        if sink:
-            self._stopping = False
-            self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Writes what is queued and closes the sink."""
-        if self._thread:
-            self._stopping = True
-            self._wake.set()
-            self._thread.join(5)
-            self._thread = None
-        if self._sink:
-            self._sink.close()
-            self._sink = None
+        self.spans: Background[ReadableSpan] = Background("spans", QUEUE_SPANS)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Adds the names that the span lacks."""
@@ -72,52 +34,75 @@ class Pipeline(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queues the span."""
-        if self._sink is None or not (span.context and span.context.trace_flags.sampled):
-            return
-        if len(self._queue) == QUEUE_SPANS:
-            self.dropped += 1
-        self._queue.append(span)
-        if len(self._queue) >= FLUSH_SPANS and not self._wake.is_set():
-            self._wake.set()
+        if span.context and span.context.trace_flags.sampled:
+            self.spans.put(span)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Writes what is queued, now."""
-        with self._flushing:
-            while self._queue and self._sink:
-                batch = [self._queue.popleft() for _ in range(min(FLUSH_SPANS, len(self._queue)))]
-                try:
-                    self._sink.write(batch)
-                except Exception:
-                    self.dropped += len(batch)
-                    log.warning("spans_dropped", count=len(batch), exc_info=True)
-                    return False
-        return True
+        return self.spans.flush()
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._wake.wait(FLUSH_SECONDS)
-            self._wake.clear()
-            self.force_flush()
+
+class _Share(Sampler):
+    """Keeps a share of the traces that begin here; of others, those that are kept where they began.
+
+    Spans that are not kept still have names: log lines take theirs from them.
+    """
+
+    def __init__(self) -> None:
+        self.of(1.0)
+
+    def of(self, share: float) -> None:
+        """Between 0 and 1; raises ValueError on others."""
+        self._own = TraceIdRatioBased(share)
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: Any = None,
+    ) -> SamplingResult:
+        """See Sampler."""
+        parent = trace.get_current_span(parent_context).get_span_context()
+        if parent.is_valid:
+            kept, state = parent.trace_flags.sampled, parent.trace_state
+        else:
+            kept, state = self._own.should_sample(None, trace_id, name).decision is Decision.RECORD_AND_SAMPLE, None
+        return SamplingResult(Decision.RECORD_AND_SAMPLE if kept else Decision.RECORD_ONLY, attributes, state)
+
+    def get_description(self) -> str:
+        """See Sampler."""
+        return self._own.get_description()
 
 
 _pipeline = Pipeline()
+_share = _Share()
 
 
-def start_tracing(service: str, sink: Sink | None) -> None:
+def start_tracing(service: str, sink: Sink[ReadableSpan] | None, share: float = 1.0) -> None:
     """Makes this process's spans go to `sink`. OpenTelemetry takes one provider a process for good; its sink can be changed."""
     name_process(service)
+    _share.of(share)
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
-        provider = TracerProvider(resource=Resource({SERVICE: service}), shutdown_on_exit=False)
+        provider = TracerProvider(resource=Resource({SERVICE: service}), sampler=_share, shutdown_on_exit=False)
         provider.add_span_processor(_pipeline)
         trace.set_tracer_provider(provider)
         # Trace context only: baggage from outside has no business in here.
         propagate.set_global_textmap(TraceContextTextMapPropagator())
-    _pipeline.open(sink)
+    _pipeline.spans.open(sink)
+
+
+def end_tracing() -> None:
+    """Begins to stop."""
+    _pipeline.spans.end()
 
 
 def stop_tracing() -> None:
     """Writes what is queued; later spans are dropped."""
-    _pipeline.close()
+    _pipeline.spans.close()
 
 
 def flush() -> bool:
@@ -155,7 +140,8 @@ def record_span(reported: Mapping[str, Any]) -> str:
     name, start, end = str(reported["name"]), int(reported["start_ns"]), int(reported["end_ns"])
     name_bytes = f"{parent.trace_id:x}/{parent.span_id:x}/{name}/{start}".encode()
     digits = str(reported.get("span_id") or hashlib.sha256(name_bytes).hexdigest()[:16])
-    context = SpanContext(parent.trace_id, int(digits, 16), False, TraceFlags(TraceFlags.SAMPLED))
+    # Kept where its trace is.
+    context = SpanContext(parent.trace_id, int(digits, 16), False, parent.trace_flags)
     attributes = {**reported.get("attributes", {})}
     if service := reported.get("service"):
         attributes[SERVICE] = service
@@ -164,6 +150,7 @@ def record_span(reported: Mapping[str, Any]) -> str:
         name,
         context,
         parent,
+        Resource.get_empty(),
         kind=SpanKind.INTERNAL,
         attributes=attributes,
         status=Status(StatusCode.ERROR, error) if error else Status(),
