@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.collector import _collector as collector
 from tests.composed import Composed, composed
 from tests.kafka import kafka
 
-__all__ = ["composed_platform", "kafka"]
+__all__ = ["collector", "composed_platform", "kafka"]
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,8 @@ def _spans(trace: dict[str, Any]) -> list[Span]:
 
 
 def _span(span: dict[str, Any], services: dict[str, str]) -> Span:
-    tags = {tag["key"]: tag["value"] for tag in span["tags"]}
+    # Numbers that JavaScript could not hold come as text.
+    tags = {tag["key"]: int(tag["value"]) if tag["type"] == "int64" else tag["value"] for tag in span["tags"]}
     parents = [each["spanID"] for each in span["references"] if each["refType"] == "CHILD_OF" and each["traceID"] == span["traceID"]]
     start = int(span["startTime"]) * 1000
     failed = tags.get("otel.status_code") == "ERROR"
