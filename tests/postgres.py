@@ -33,7 +33,8 @@ def postgres() -> Iterator[URL]:
     if given := os.environ.get("LEPTON_TEST_DATABASE"):
         yield make_url(given)
         return
-    with container("postgres", 5432, ENVIRONMENT) as (_, address):
+    # It need not outlive the tests: what it makes is not synced.
+    with container("postgres", 5432, ENVIRONMENT, ["postgres", "-c", "fsync=off", "-c", "max_connections=300"]) as (_, address):
         wait_until_it_answers(url_at(address))
         yield url_at(address)
 
