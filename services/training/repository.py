@@ -96,6 +96,7 @@ async def delete_reservation(session: AsyncSession, workspace: str, job_id: str)
 async def append(unit: Unit, job: TrainingJob, kind: str, message: bytes, name: str = "") -> None:
     """`job` must be locked by this unit: its counter orders the events."""
     job.last_event += 1
+    name = name.replace("\0", "\ufffd")
     unit.session.add(JobEvent(job_id=job.id, number=job.last_event, workspace=job.workspace, kind=kind, name=name, message=message))
 
 

@@ -88,7 +88,8 @@ class TrainingJob(Table, table=True):
     def move(self, after: State, reason: str = "") -> None:
         """Raises Conflict where the state does not allow it."""
         require_move(State(self.state), after)
-        self.state, self.reason = after, reason
+        # What an engine said last may be of any bytes; PostgreSQL's texts hold no NUL.
+        self.state, self.reason = after, reason.replace("\0", "\ufffd")
 
     def grant(self, allocation_id: str, node: str, devices: list[int]) -> None:
         """Has an allocation: a worker may take it."""

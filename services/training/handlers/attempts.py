@@ -123,7 +123,7 @@ async def record(unit: Unit, lease: Lease, batch: Batch, *, expires: float, seco
         await unit.emit(wire.job_started(job))
         await announce(unit, job)
     elif batch.phase and job.state == State.STARTING:
-        job.reason = batch.phase
+        job.reason = batch.phase.replace("\0", "\ufffd")
     for entry in batch.entries:
         if isinstance(entry, Line):
             await say(unit, job, entry.text, stream=entry.stream, at=entry.time)

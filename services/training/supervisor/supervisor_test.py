@@ -193,6 +193,16 @@ async def test_an_exit_without_a_result_is_a_crash(platform: Platform, engine: E
     assert job.error and "no model package" in job.error["detail"]
 
 
+async def test_bytes_that_no_text_holds_break_nothing(platform: Platform, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.training.domain.retry.MAX_CRASHES", 0)
+    nul = "\\0"
+    told = f"say('metric', name='a{nul}b', step=1, epoch=1, value=1.0)\nsay('progress', phase='p{nul}', epoch=1, epochs=1, step=1)"
+    await platform.worker(command=engine(f"{told}\nprint('l{nul}')\nraise SystemExit('no {nul} column')"))
+    job = await platform.ended((await platform.submit()).id)
+    assert job.state == "failed" and "exit code 1: no \ufffd column" in job.reason
+    assert len(await platform.metrics(job.id)) == 1
+
+
 async def test_a_lost_allocation_stops_the_process_and_is_asked_for_again(platform: Platform, engine: Engine) -> None:
     await platform.worker(command=engine("step()\nif spec['resume'] is None: checkpoint(1); time.sleep(60)\nfinish()"))
     job_id = (await platform.submit()).id
