@@ -11,7 +11,6 @@ from sqlalchemy import URL
 ROOT = Path(__file__).parents[3]
 # Without what knows no database: engines, domains, replicas.
 PATHS = [
-    "libs/events",
     "services/accounts",
     "services/compute",
     "services/marketplace",
