@@ -1,10 +1,9 @@
 """Databases of tests on the PostgreSQL server that LEPTON_TEST_DATABASE names, as a role that may make databases.
 
-Migrations run once a package and process, into a template; a test's database is a copy of it.
+Migrations run once a package and process, into a template; a test's database is a copy of it. Templates, and what stands for a file,
+stay until tests run an hour later: nothing ends for sure before its process does.
 """
 
-import asyncio
-import atexit
 import hashlib
 import os
 import secrets
@@ -18,6 +17,10 @@ from sqlalchemy import URL, make_url
 from libs.db import Database, DatabaseSettings, migrate
 
 _PREFIX = f"test_{os.getpid()}"
+_OLD = """
+SELECT datname FROM pg_database
+WHERE datname LIKE 'test\\_%' AND (pg_stat_file('base/' || oid || '/PG_VERSION')).modification < now() - interval '1 hour'
+"""
 _made: set[str] = set()
 
 
@@ -34,6 +37,7 @@ async def copied_database(package: str, url: str) -> AsyncIterator[DatabaseSetti
     name = name_of(url) if kept else f"{_PREFIX}_{secrets.token_hex(8)}"
     template = f"{_PREFIX}_{package}"
     if template not in _made:
+        await _forget_old()
         await empty_database(template)
         database = Database(settings_of(template))
         await migrate(database, package)
@@ -43,7 +47,7 @@ async def copied_database(package: str, url: str) -> AsyncIterator[DatabaseSetti
         yield settings_of(name)
     finally:
         if not kept:
-            await _drop([name])
+            await _drop(name)
 
 
 async def empty_database(name: str) -> DatabaseSettings:
@@ -69,29 +73,26 @@ def settings_of(name: str) -> DatabaseSettings:
     return DatabaseSettings(url=plain.render_as_string(), password=SecretStr(url.password or ""), pool_size=4)
 
 
-async def _run(*statements: str) -> None:
+async def _run(statement: str) -> list[str]:
     url = server()
     assert url, "LEPTON_TEST_DATABASE is not set"
     connection = await asyncpg.connect(host=url.host, port=url.port, user=url.username, password=url.password, database=url.database)
     try:
-        for statement in statements:
-            await connection.execute(statement)
+        return [row[0] for row in await connection.fetch(statement)]
     finally:
         await connection.close()
 
 
-async def _drop(names: list[str]) -> None:
-    await _run(*(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)' for name in names))
-    _made.difference_update(names)
+async def _drop(name: str) -> None:
+    await _run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    _made.discard(name)
+
+
+async def _forget_old() -> None:
+    for name in await _run(_OLD):
+        await _drop(name)
 
 
 def name_of(url: str) -> str:
     """The same in every process."""
     return f"test_{hashlib.sha256(url.encode()).hexdigest()[:24]}"
-
-
-@atexit.register
-def _drop_all() -> None:
-    # A forked child has not made them.
-    if _made and f"test_{os.getpid()}" == _PREFIX:
-        asyncio.run(_drop(list(_made)))
