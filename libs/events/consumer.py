@@ -23,6 +23,7 @@ from libs.events.current import handling
 from libs.events.dead_letter import dead_letter, retry_topic
 from libs.events.event import UNREADABLE, topic_of
 from libs.events.log import EventLog, Received
+from libs.telemetry import Sampler, counter, gauge
 
 log = structlog.get_logger()
 
@@ -30,6 +31,9 @@ Handler = Callable[[Unit, Any], Awaitable[None]]
 BATCH = 200
 TRIES = 5
 INBOX_SECONDS = 30 * 86400.0
+_handled = counter("lepton_events_handled_total", "Events that are done with: applied, duplicate or dead.", ("consumer", "outcome"))
+_retries = counter("lepton_event_retries_total", "Times that an event was put off.", ("consumer",))
+_lag = gauge("lepton_consumer_lag_events", "Events of a consumer's topics that it has not committed yet.", ("consumer",))
 
 
 def handles(*pairs: tuple[type[Message], Handler]) -> dict[type[Message], Handler]:
@@ -60,13 +64,16 @@ class Consumer:
         # For events, with none in hand.
         self._waiting = False
         self._tracer = trace.get_tracer(service)
+        self._sampler = Sampler(f"{service}-consumer", self._sample, [_lag], consumer=service)
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"{self._service}-consumer")
+        await self._sampler.start()
 
     async def stop(self) -> None:
         """Ends after the event in hand."""
         self._stopping.set()
+        await self._sampler.stop()
         if self._task:
             if self._waiting:
                 self._task.cancel()
@@ -77,6 +84,9 @@ class Consumer:
     async def lag(self) -> int:
         """Events of its topics that are not committed yet."""
         return await self._subscription.lag()
+
+    async def _sample(self) -> None:
+        _lag.set(await self.lag(), consumer=self._service)
 
     async def _run(self) -> None:
         swept = 0.0
@@ -125,6 +135,7 @@ class Consumer:
                     except AppError as failure:
                         log.warning("dead_letter_not_written", consumer=self._service, event_id=received.event.id, error=str(failure))
                 else:
+                    _retries.add(1, consumer=self._service)
                     log.warning("event_retried", consumer=self._service, event_id=received.event.id, tries=tries, error=str(error))
             if self._stopping.is_set():
                 return False
@@ -146,9 +157,11 @@ class Consumer:
         parent = propagate.extract(dict(event.extensions))
         with self._tracer.start_as_current_span(f"handle {event.type.rsplit('.', 1)[-1]}", context=parent, kind=trace.SpanKind.CONSUMER):
             async with self._database.unit() as unit:
-                if await self._first_time(unit, received):
+                first_time = await self._first_time(unit, received)
+                if first_time:
                     with handling(event):
                         await handler(unit, message)
+        _handled.add(1, consumer=self._service, outcome="applied" if first_time else "duplicate")
 
     async def _first_time(self, unit: Unit, received: Received) -> bool:
         source, event_id = received.event.source, received.event.id
@@ -165,6 +178,7 @@ class Consumer:
         async with self._database.unit() as unit:
             if await self._first_time(unit, received):
                 await unit.emit(dead_letter(self._service, received, error))
+        _handled.add(1, consumer=self._service, outcome="dead")
         self._dead_in_a_row += 1
         if self._dead_in_a_row >= self._dead_limit:
             log.critical("consumer_stopped", consumer=self._service, dead_in_a_row=self._dead_in_a_row)

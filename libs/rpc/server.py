@@ -32,6 +32,7 @@ from libs.rpc.problem import TRAILER, trailer_of
 from libs.rpc.rules import validate
 from libs.rpc.settings import TlsSettings
 from libs.rpc.tls import CertificateFiles, server_credentials
+from libs.telemetry import histogram
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
@@ -49,6 +50,7 @@ _ACCESS: Any = options_pb2.access
 _UNIX_PATH_BYTES = 107
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("libs.rpc")
+_duration = histogram("lepton_rpc_duration_seconds", "From a call to its answer, or a stream's end.", ("service", "method", "code"))
 
 
 class Server:
@@ -134,6 +136,11 @@ class _Method:
     name: str
     least_role: int | None
     least_role_name: str
+
+    @property
+    def short_service(self) -> str:
+        """As the services are called elsewhere: "training" of lepton.training.v1.TrainingService."""
+        return self.service.split(".")[1]
 
 
 class _Collector:
@@ -233,12 +240,16 @@ def _answering(method: _Method, context: grpc.aio.ServicerContext) -> Iterator[C
     """The server span, and the function that turns whatever was raised into an error for the caller."""
     parent = propagate.extract(_metadata(context), context=Context())
     attributes = {"rpc.system": "grpc", "rpc.service": method.service, "rpc.method": method.name}
-    with _tracer.start_as_current_span(
-        method.path, context=parent, kind=SpanKind.SERVER, attributes=attributes, record_exception=False, set_status_on_exception=False
-    ) as span:
+    with (
+        _timed(method) as ended,
+        _tracer.start_as_current_span(
+            method.path, context=parent, kind=SpanKind.SERVER, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span,
+    ):
 
         def failure(error: Exception) -> AppError:
             problem = _problem_of(method, error)
+            ended(problem.entry.grpc)
             if problem.entry.grpc == "INTERNAL":
                 _log.error("rpc_failed", method=method.path, exc_info=error)
             if problem.entry.http >= 500:
@@ -247,6 +258,25 @@ def _answering(method: _Method, context: grpc.aio.ServicerContext) -> Iterator[C
             return problem
 
         yield failure
+
+
+@contextmanager
+def _timed(method: _Method) -> Iterator[Callable[[str], None]]:
+    """Measures the call; the function takes its status where that is not OK."""
+    started, code = time.perf_counter(), "OK"
+
+    def ended(status: str) -> None:
+        nonlocal code
+        code = status
+
+    try:
+        yield ended
+    except BaseException:
+        # Of its own accord a call ends with a status; this one was broken off.
+        code = "CANCELLED" if code == "OK" else code
+        raise
+    finally:
+        _duration.record(time.perf_counter() - started, service=method.short_service, method=method.name, code=code)
 
 
 def _problem_of(method: _Method, error: Exception) -> AppError:

@@ -86,7 +86,13 @@ def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle])
 
     from libs import telemetry
 
-    telemetry.setup(name, url=settings.telemetry_url, level=settings.log_level)
+    telemetry.setup(
+        name,
+        url=settings.telemetry_url,
+        level=settings.log_level,
+        metrics_listen=settings.metrics_listen,
+        sample=settings.telemetry_sample,
+    )
     try:
         asyncio.run(main())
     finally:

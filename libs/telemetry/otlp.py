@@ -82,9 +82,7 @@ def metric_reader(at: str) -> MetricReader:
     """Sends all metrics every 15 s. What did not arrive is in the next sums."""
     quieten()
     exporter = OTLPMetricExporter(f"{at}/v1/metrics", timeout=TIMEOUT_SECONDS, compression=Compression.Gzip)
-    return PeriodicExportingMetricReader(
-        exporter, export_interval_millis=METRIC_MILLIS, export_timeout_millis=TIMEOUT_SECONDS * 1000
-    )
+    return PeriodicExportingMetricReader(exporter, export_interval_millis=METRIC_MILLIS, export_timeout_millis=TIMEOUT_SECONDS * 1000)
 
 
 def quieten() -> None:

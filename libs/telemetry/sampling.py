@@ -1,19 +1,31 @@
 """Gauges that are looked up: in a loop, and only where somebody reads them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
+from libs.errors import AppError
 from libs.lifecycle import Loop
 from libs.telemetry.metrics import Gauge, metrics_on
 
+log = structlog.get_logger()
+
 SAMPLE_SECONDS = 15.0
+TIMEOUT_SECONDS = 5.0
 
 
 class Sampler:
-    """A lifecycle component: awaits `sample`, which sets `gauges`, every 15 s. Without metrics it does nothing."""
+    """A lifecycle component: awaits `sample`, which sets `gauges`, every 15 s. Without metrics it does nothing.
 
-    def __init__(self, name: str, sample: Callable[[], Awaitable[None]], gauges: Sequence[Gauge] = (), **labels: str) -> None:
-        self._loop = Loop(f"{name}-gauges", sample, interval=SAMPLE_SECONDS)
+    What could not be looked up, or is looked up no more, is taken away (of `gauges` what is under `labels`): a last value would be
+    taken for a present one.
+    """
+
+    def __init__(self, name: str, sample: Callable[[], Awaitable[None]], gauges: Sequence[Gauge], **labels: str) -> None:
+        self._name, self._sample = name, sample
         self._gauges, self._labels = gauges, labels
+        self._loop = Loop(f"{name}-gauges", self._look, interval=SAMPLE_SECONDS)
         self._started = False
 
     async def start(self) -> None:
@@ -23,9 +35,20 @@ class Sampler:
             await self._loop.start()
 
     async def stop(self) -> None:
-        """Takes away what it has shown, of `gauges` all under `labels`."""
+        """Looks no more."""
         if self._started:
             self._started = False
             await self._loop.stop()
-            for gauge in self._gauges:
-                gauge.take_away(**self._labels)
+            self._take_away()
+
+    async def _look(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await self._sample()
+        except (AppError, TimeoutError) as error:
+            self._take_away()
+            log.warning("gauges_not_read", gauges=self._name, error=repr(error))
+
+    def _take_away(self) -> None:
+        for gauge in self._gauges:
+            gauge.take_away(**self._labels)

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lepton.common.v1.resource_pb2 import Resources
 from lepton.compute.v1 import node_pb2
 from libs.db import Unit, new_id
 from libs.errors import Conflict, Invalid, NotFound, Violation
+from libs.telemetry import LONG_SECONDS, histogram
 from services.compute import repository, wire
 from services.compute.domain.placement import Room, in_order, place, weight, why_never
 from services.compute.tables import EXPIRED, GRANTED, QUEUED, RELEASED, Allocation, Node, default_cpu_millis
 
+_waits = histogram("lepton_allocation_wait_seconds", "From asking for an allocation to having it.", buckets=LONG_SECONDS)
 DEFAULT_LEASE_SECONDS = 30
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 
@@ -36,6 +39,8 @@ class Scheduler:
         by_id = {a.id: a for a in queue}
         for placement in placements:
             by_id[placement.id].grant(placement.node, list(placement.devices), now)
+            waited = now - by_id[placement.id].create_time
+            unit.after_commit(partial(_waits.record, max(0.0, waited)))
         for id, reason in reasons.items():
             by_id[id].reason = reason
         await unit.emit(*[wire.granted(by_id[p.id]) for p in placements])

@@ -7,6 +7,7 @@ from libs.lifecycle import Lifecycle, Loop
 from libs.service import Kit, run
 from services.compute import repository
 from services.compute.agent import NodeAgent
+from services.compute.gauges import room_gauges
 from services.compute.handlers import Scheduler
 from services.compute.servicer import ComputeServicer
 from services.compute.settings import Settings
@@ -26,7 +27,8 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
 
     servicer = ComputeServicer(kit.database, scheduler)
     return kit.service(
-        [(servicer, add_ComputeServiceServicer_to_server)], components=[Loop("compute-sweep", sweep, interval=SWEEP_SECONDS)]
+        [(servicer, add_ComputeServiceServicer_to_server)],
+        components=[Loop("compute-sweep", sweep, interval=SWEEP_SECONDS), room_gauges(kit.database)],
     )
 
 

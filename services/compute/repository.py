@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.compute.tables import GRANTED, LIVE, QUEUED, Allocation, Node
@@ -32,6 +32,18 @@ async def granted(session: AsyncSession) -> Sequence[Allocation]:
 
 async def has_queued(session: AsyncSession) -> bool:
     return (await session.execute(select(Allocation.id).where(Allocation.state == QUEUED).limit(1))).first() is not None
+
+
+async def live_counts(session: AsyncSession) -> Sequence[tuple[str, str, int, int]]:
+    """State, pool (empty while queued), how many allocations of every workspace, and how many thousandths of cores they ask for."""
+    pool = func.coalesce(Node.pool, "")
+    query = select(Allocation.state, pool, func.count(), func.sum(Allocation.cpu_millis)).outerjoin(Node, Node.name == Allocation.node)
+    rows = await session.execute(query.where(Allocation.state.in_(LIVE)).group_by(Allocation.state, pool))
+    return [(row[0], row[1], row[2], int(row[3])) for row in rows]
+
+
+async def longest_queued_since(session: AsyncSession) -> float | None:
+    return (await session.execute(select(func.min(Allocation.create_time)).where(Allocation.state == QUEUED))).scalar_one()
 
 
 async def live_of_holder(session: AsyncSession, workspace: str, holder: str) -> Allocation | None:

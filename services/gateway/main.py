@@ -26,7 +26,7 @@ from services.gateway.routes.health import Health
 from services.gateway.routes.models import Models
 from services.gateway.routes.open_inference import OpenInference
 from services.gateway.routes.reference import Reference
-from services.gateway.routes.traces import Traces
+from services.gateway.routes.traces import Elsewhere, Traces
 from services.gateway.routes.training_jobs import TrainingJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.transcode import operations_of
@@ -61,7 +61,7 @@ class Gateway:
             *Datasets(peers.data, datasets or open_store(settings.storage, "datasets"), limits, problems).operations(),
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
-            *Traces(traces or open_trace_store(settings.telemetry_url)).operations(),
+            *Traces(traces or _trace_store(settings)).operations(),
             *Health(peers).operations(),
         ]
         operations += Reference(operations).operations()
@@ -83,6 +83,12 @@ class Gateway:
         await self._parts.stop()
 
 
+def _trace_store(settings: GatewaySettings) -> TraceStore:
+    if settings.telemetry_url.startswith("otlp+") and not settings.traces_url:
+        return Elsewhere()
+    return open_trace_store(settings.traces_url or settings.telemetry_url)
+
+
 def _transcoded(peers: Peers, authenticator: Authenticator, settings: GatewaySettings) -> list[Operation]:
     # What these change must not be remembered otherwise.
     forget = dict.fromkeys(("DeleteApiKey", "DeleteMember", "SetMember"), authenticator.forget)
@@ -96,7 +102,13 @@ def run(settings: GatewaySettings) -> None:
     async def serve() -> None:
         await Lifecycle([Alive(Gateway(settings), settings.alive_file)]).run()
 
-    telemetry.setup("gateway", url=settings.telemetry_url, level=settings.log_level)
+    telemetry.setup(
+        "gateway",
+        url=settings.telemetry_url,
+        level=settings.log_level,
+        metrics_listen=settings.metrics_listen,
+        sample=settings.telemetry_sample,
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())

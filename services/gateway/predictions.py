@@ -1,5 +1,6 @@
 """One prediction from quota to record: what every route that answers rows goes through."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from lepton.deployment.v1 import deployment_service_pb2
 from lepton.marketplace.v1 import marketplace_service_pb2
 from libs.rpc import Call, acting, current_call
+from libs.telemetry import counter, histogram
 from services.gateway.cache import TtlCache
 from services.gateway.inference import Answer, Router
 from services.gateway.messages import read_body
@@ -19,6 +21,8 @@ from services.gateway.quota import PredictionQuota
 from services.gateway.settings import Limits
 
 INVOCATION_SECONDS = 1.0
+_predictions = counter("lepton_predictions_total", "Rows that were answered and recorded.")
+_duration = histogram("lepton_prediction_duration_seconds", "From a prediction's whole body to its recorded answer.")
 
 
 class Predictions:
@@ -66,11 +70,14 @@ class Predictions:
     async def _answer(self, request: Request, owner: str, endpoint: str, path: str, record: Callable[[int], Awaitable[None]]) -> Answer:
         payer = current_call().identity.workspace
         body = await read_body(request, self._limits.predict_bytes, self._limits.body_seconds)
+        started = time.perf_counter()
         await self._quota.admit(payer)
         answer = await self.router.send(owner, endpoint, "POST", path, request.headers, body)
         if answer.rows:
             await self._quota.take(payer, answer.rows)
             await record(answer.rows)
+            _predictions.add(answer.rows)
+            _duration.record(time.perf_counter() - started)
         return answer
 
     async def _record_predictions(self, batch_id: str, uses: dict[tuple[str, str], tuple[int, int]]) -> None:

@@ -42,7 +42,14 @@ class GatewaySettings(Settings):
     prediction_block: int = 1000
     # Longest that a prediction may take, waiting for a first replica included.
     predict_seconds: float = 60.0
+    # Where traces, logs and metrics go: "none:", "sqlite:///path/traces.db" or "otlp+http://collector:4318".
     telemetry_url: str = "none:"
+    # Where traces are read, as "jaeger+http://jaeger:16686"; empty: where they are written.
+    traces_url: str = ""
+    # The share of the traces begun here that is kept.
+    telemetry_sample: float = 1.0
+    # Where Prometheus finds the metrics, as "0.0.0.0:9464"; empty: nowhere.
+    metrics_listen: str = ""
     log_level: str = "info"
     # A file that is there and fresh while the process is ready, for health checks from outside; empty: none.
     alive_file: str = ""

@@ -1,5 +1,7 @@
 """Outermost layer: a server span for each request, its id on each response, and an answer for whatever was not answered inside."""
 
+import time
+
 import structlog
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -8,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.errors import AppError
-from libs.telemetry import SERVICE, current_trace_id
+from libs.telemetry import SERVICE, counter, current_trace_id, histogram, level
 from services.gateway.operations import TEMPLATE
 from services.gateway.problems import Problems
 
@@ -16,6 +18,11 @@ TRACE_HEADER = b"x-lepton-trace-id"
 # Asked every few seconds by whoever watches; their traces would only bury the others.
 _UNTRACED = ("/healthz", "/readyz")
 _COMMON_HEADERS = [(b"x-content-type-options", b"nosniff")]
+# A client may make up more.
+_METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+_requests = counter("lepton_http_requests_total", "Requests that were answered, or broken off.", ("route", "method", "code"))
+_duration = histogram("lepton_http_request_duration_seconds", "From a request's head to the last byte of its answer.", ("route",))
+_in_flight = level("lepton_http_requests_in_flight", "Requests that are being answered.")
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("services.gateway")
 
@@ -32,9 +39,22 @@ class Tracing:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        started = time.perf_counter()
+        _in_flight.add(1)
+        code = 500
+        try:
+            code = await self._traced(scope, receive, send)
+        finally:
+            _in_flight.add(-1)
+            # Where nothing is, anything may be asked for: a path would make a label of each.
+            route = scope.get(TEMPLATE, "none")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            _requests.add(1, route=route, method=method, code=str(code))
+            _duration.record(time.perf_counter() - started, route=route)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> int:
         if scope["path"] in _UNTRACED:
-            await self._answer(scope, receive, send)
-            return
+            return await self._answer(scope, receive, send)
         carrier = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")
         }
@@ -55,6 +75,7 @@ class Tracing:
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
+            return status
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         status = 0

@@ -39,7 +39,13 @@ def build(name: str = "") -> Lifecycle:
 def main() -> None:
     """Works until SIGTERM or SIGINT."""
     settings = ComputeSettings()
-    telemetry.setup("node", url=settings.telemetry_url, level=settings.log_level)
+    telemetry.setup(
+        "node",
+        url=settings.telemetry_url,
+        level=settings.log_level,
+        metrics_listen=settings.metrics_listen,
+        sample=settings.telemetry_sample,
+    )
     try:
         asyncio.run(build().run())
     finally:

@@ -56,6 +56,11 @@ async def claimable_jobs_of_all_workspaces(session: AsyncSession, now: float, no
     return [(row[0], row[1]) for row in await session.execute(query.order_by(TrainingJob.id))]
 
 
+async def states_of_all_workspaces(session: AsyncSession) -> dict[str, int]:
+    """How many jobs are in each."""
+    return {row[0]: row[1] for row in await session.execute(select(TrainingJob.state, func.count()).group_by(TrainingJob.state))}
+
+
 async def leases_of_all_workspaces(session: AsyncSession) -> list[TrainingJob]:
     """Jobs that some worker holds."""
     return list((await session.execute(select(TrainingJob).where(TrainingJob.lease_holder != ""))).scalars())

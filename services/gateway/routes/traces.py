@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from libs.errors import NotFound
+from libs.errors import AppError, NotFound
 from libs.rpc import current_call
 from libs.rpc.schema import Schemas
 from libs.telemetry import WORKSPACE, Span, TraceStore
@@ -41,6 +41,15 @@ class Traces:
         if not spans:
             raise NotFound(f"there is no trace '{trace_id[:64]}' of this workspace; traces are kept for a while only")
         return json_response({"trace_id": trace_id, "spans": [_shown(span) for span in spans]})
+
+
+class Elsewhere:
+    """Stands where no trace store can be read."""
+
+    async def spans(self, trace_id: str) -> list[Span]:
+        """Raises AppError, always."""
+        words = "traces are kept by the collector; for them to be shown here, LEPTON_GATEWAY_TRACES_URL names a Jaeger that has them"
+        raise AppError(words, code="unimplemented")
 
 
 def _owned(spans: Sequence[Span], workspace: str) -> list[Span]:

@@ -14,7 +14,7 @@ from libs.errors import Conflict
 from services.training import repository, wire
 from services.training.domain.retry import Outcome, judge
 from services.training.domain.states import State
-from services.training.handlers.jobs import announce, say
+from services.training.handlers.jobs import announce, count_attempt, say
 from services.training.tables import Checkpoint, Model, ModelVersion, StoredFile, TrainingJob
 
 KEPT_CHECKPOINTS = 2
@@ -166,6 +166,7 @@ async def end_attempt(unit: Unit, lease: Lease, outcome: Outcome, how: str, *, s
             reason = f"attempt {job.attempts} ended: {how}; attempt {job.attempts + 1} is next"
         await say(unit, job, reason if not verdict.error else f"attempt {job.attempts} ended: {how}")
         job.take_verdict(verdict, now, reason)
+    count_attempt(unit, State.CANCELLED if job.state == State.CANCELLED else outcome)
     await announce(unit, job)
     return job
 
@@ -178,6 +179,7 @@ async def end_job(unit: Unit, lease: Lease, error: Mapping[str, Any], *, seconds
         job.end(State.CANCELLED, "cancelled", now)
     else:
         job.fail(dict(error), now)
+    count_attempt(unit, job.state)
     await announce(unit, job)
     return job
 
@@ -214,6 +216,7 @@ async def register_model_version(
         job.model_version = f"{model.name}@{version.number}"
         job.end(State.SUCCEEDED, f"registered {job.model_version}", now)
         await unit.emit(wire.version_registered(message))
+    count_attempt(unit, job.state)
     await announce(unit, job)
     return job
 

@@ -4,12 +4,19 @@ import time
 
 from libs.db import Unit
 from libs.errors import AppError, Conflict
+from libs.telemetry import counter
 from services.training import repository, wire
 from services.training.domain.retry import Outcome, judge
 from services.training.domain.states import State
 from services.training.tables import TrainingJob
 
 GRANTED, QUEUED = "granted", "queued"
+_attempts = counter("lepton_training_attempts_total", "Attempts of training jobs that have ended, by how.", ("outcome",))
+
+
+def count_attempt(unit: Unit, outcome: str) -> None:
+    """An attempt has ended, if this unit commits."""
+    unit.after_commit(lambda: _attempts.add(1, outcome=outcome))
 
 
 async def announce(unit: Unit, job: TrainingJob) -> None:
@@ -101,6 +108,7 @@ async def bury_attempt(unit: Unit, *, workspace: str, job_id: str, now: float) -
     job = await repository.get_job(unit.session, workspace, job_id, lock=True)
     if not job.lease_holder or job.lease_expires > now:
         return None
+    count_attempt(unit, Outcome.LOST)
     if job.state == State.CANCELLING:
         job.end(State.CANCELLED, "cancelled", now)
     else:
