@@ -9,11 +9,12 @@ from lepton.training.v1.training_service_pb2_grpc import add_TrainingServiceServ
 from libs import telemetry
 from libs.events import EventLog
 from libs.launcher import SubprocessLauncher
-from libs.lifecycle import Lifecycle
+from libs.lifecycle import Component, Lifecycle
 from libs.service import Kit, run
 from libs.storage import open_store
 from libs.tasks import TaskQueue, Worker
 from services.training.consumers import consumers
+from services.training.gauges import job_gauges
 from services.training.handlers.admission import Peers
 from services.training.pulse import Pulse
 from services.training.reconciler import Reconciler, Sweep
@@ -34,7 +35,8 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     stores = {purpose: open_store(settings.storage, purpose) for purpose in ("models", "checkpoints")}
     sweep = Sweep(kit.database, stores, settings.orphan_seconds)
     servicer = TrainingServicer(kit.database, peers, reconciler, pulse)
-    return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), [queue, reconciler, pulse, sweep])
+    components: list[Component] = [queue, reconciler, pulse, sweep, job_gauges(kit.database)]
+    return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), components)
 
 
 def build_worker(settings: Settings, event_log: EventLog | None = None, queue: TaskQueue | None = None) -> Lifecycle:
