@@ -140,7 +140,7 @@ def composed(folder: Path, name: str = "", profiles: str = "core,observability",
     platform = Composed(folder, name or f"lepton-test-{os.getpid()}", free_port(), profiles, overrides)
     subprocess.run([ROOT / "tools" / "env.sh", platform.env_file], check=True, timeout=60)
     try:
-        platform.compose("build", "--quiet", timeout=1800)
+        platform.compose("build", timeout=1800)
         yield platform.up()
     finally:
         platform.down()
