@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -73,6 +73,14 @@ async def live_of_all_workspaces(session: AsyncSession) -> tuple[Sequence[Endpoi
     replicas = (await session.execute(select(Replica).where(Replica.state.in_(LIVE)).order_by(Replica.id))).scalars().all()
     wanted = col(Endpoint.delete_time).is_(None) | Endpoint.id.in_({replica.endpoint_id for replica in replicas})
     return (await session.execute(select(Endpoint).where(wanted))).scalars().all(), replicas
+
+
+async def states_of_all_workspaces(session: AsyncSession) -> tuple[dict[str, int], dict[str, int]]:
+    """How many endpoints that are not deleted, and how many replicas that have not ended, are in each."""
+    endpoints = select(Endpoint.state, func.count()).where(col(Endpoint.delete_time).is_(None)).group_by(Endpoint.state)
+    replicas = select(Replica.state, func.count()).where(Replica.state.in_(LIVE)).group_by(Replica.state)
+    found = [{row[0]: row[1] for row in await session.execute(query)} for query in (endpoints, replicas)]
+    return found[0], found[1]
 
 
 async def unreleased_of_all_workspaces(session: AsyncSession, limit: int = 100) -> Sequence[Replica]:
