@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from opentelemetry import propagate, trace
 
+from libs.telemetry import counter
+
 if TYPE_CHECKING:
     from celery import Celery
 
 log = structlog.get_logger()
+_tasks = counter("lepton_tasks_total", "Tasks that a worker ran: done, failed or cancelled.", ("task", "outcome"))
 
 TaskFunction = Callable[..., Coroutine[Any, Any, None]]
 
@@ -104,7 +107,12 @@ class TaskQueue:
         task.add_done_callback(self._in_hand.discard)
         parent = propagate.extract(headers)
         with self._tracer.start_as_current_span(f"task {name}", context=parent, kind=trace.SpanKind.CONSUMER):
+            outcome = "cancelled"
             try:
                 await function(**kwargs)
+                outcome = "done"
             except Exception:
+                outcome = "failed"
                 log.exception("task_failed", task=name, **kwargs)
+            finally:
+                _tasks.add(1, task=f"{self.service}.{name}", outcome=outcome)
