@@ -6,6 +6,9 @@ import pytest
 
 from tests.collector import _collector as collector
 from tests.composed import Composed, composed
+from tests.s3 import minio, versitygw
+
+__all__ = ["composed_platform", "minio", "versitygw"]
 from tests.kafka import kafka
 
 __all__ = ["collector", "composed_platform", "kafka"]

@@ -52,6 +52,10 @@ class InMemoryArtifactStore:
         if digest in self._objects and time.monotonic() - self._objects[digest][1] >= idle_seconds:
             del self._objects[digest]
 
+    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
+        checked(digest)
+        return None
+
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for digest, (_, put) in list(self._objects.items()):
             yield digest, time.monotonic() - put

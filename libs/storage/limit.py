@@ -1,11 +1,11 @@
 """A bound on a stream of bytes."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 
 from libs.errors import Invalid
 
 
-async def limited(chunks: AsyncIterable[bytes], limit: int | None) -> AsyncIterator[bytes]:
+async def limited(chunks: AsyncIterable[bytes], limit: int | None) -> AsyncGenerator[bytes, None]:
     """The same chunks; raises Invalid (too_large) as soon as there are more than `limit` bytes."""
     size = 0
     async for chunk in chunks:

@@ -1,7 +1,6 @@
 """Artifact store adapter for one machine: a folder, each object a read-only file, synced before it is acknowledged."""
 
 import asyncio
-import errno
 import hashlib
 import os
 import shutil
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from libs.errors import AppError, NotFound
+from libs.errors import NotFound
+from libs.storage.disk import disk_errors
 from libs.storage.limit import limited
 from libs.storage.store import CHUNK, Stored, checked
 
@@ -37,7 +37,7 @@ class LocalArtifactStore:
     async def put(self, chunks: AsyncIterable[bytes], *, limit: int | None = None) -> Stored:
         incoming = self._incoming / uuid4().hex
         sha256, size, pending = hashlib.sha256(), 0, bytearray()
-        with _disk_errors(), incoming.open("wb") as file:
+        with disk_errors(), incoming.open("wb") as file:
             try:
                 async for chunk in limited(chunks, limit):
                     pending += chunk
@@ -91,6 +91,10 @@ class LocalArtifactStore:
             if time.time() - self._path(digest).stat().st_mtime >= idle_seconds:
                 self._path(digest).unlink()
 
+    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
+        checked(digest)
+        return None
+
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for path in await asyncio.to_thread(lambda: list(self._root.glob("??/*"))):
             with suppress(FileNotFoundError):
@@ -99,7 +103,7 @@ class LocalArtifactStore:
     @contextmanager
     def _found(self, digest: str) -> Iterator[None]:
         try:
-            with _disk_errors():
+            with disk_errors():
                 yield
         except FileNotFoundError:
             raise NotFound(f"there is no object {digest}") from None
@@ -126,15 +130,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         raise
     except OSError:
         shutil.copyfile(source, target)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AppError("the disk that holds the artifacts is full; free some space and try again", code="storage_full") from error
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise AppError("the artifact store cannot be written to; check its folder's owner", code="unavailable") from error
-        raise

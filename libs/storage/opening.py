@@ -15,5 +15,10 @@ def open_store(settings: StorageSettings, purpose: str) -> ArtifactStore:
             return InMemoryArtifactStore()
         case "file":
             return LocalArtifactStore(Path(rest.removeprefix("//")) / purpose)
+        case "s3" | "s3+http":
+            # Where it is needed only: its package takes some tenths of a second to import.
+            from libs.storage.s3 import S3ArtifactStore
+
+            return S3ArtifactStore(settings, purpose)
         case _:
-            raise ValueError(f"artifact store URL {settings.url!r}: the scheme must be file or memory")
+            raise ValueError(f"artifact store URL with {scheme!r}: the scheme must be file, memory, s3 or s3+http")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from libs.errors import Invalid, Violation
 from libs.settings import Block
 
@@ -15,9 +17,21 @@ CHUNK = 1 << 20
 
 
 class StorageSettings(Block):
-    """`url`: "file:///folder" or "memory:"."""
+    """`url`: "file:///folder", "memory:", or a server of S3: "s3://host:443" (TLS), "s3+http://host:9000" (plain). The rest is of S3."""
 
     url: str = "memory:"
+    # No URL holds them.
+    access_key: str = ""
+    secret_key: SecretStr = SecretStr("")
+    region: str = "us-east-1"
+    # Before the purpose: "lepton-" makes "lepton-datasets".
+    bucket_prefix: str = "lepton-"
+    # Where clients reach the same server, as "https://files.example.com": they then fetch files from there. Empty: through the gateway.
+    public_url: str = ""
+    # PEM of the authority that the server's certificate comes from; empty: the well-known ones.
+    ca_file: str = ""
+    # Longest silence of the server.
+    read_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Stored:
 
 
 class ArtifactStore(Protocol):
-    """Objects of one purpose. Every method raises AppError: not_found, too_large, storage_full, unavailable."""
+    """Objects of one purpose. Every method raises AppError: not_found, too_large, storage_full, unavailable, invalid_data (damaged)."""
 
     async def put(self, chunks: AsyncIterable[bytes], *, limit: int | None = None) -> Stored:
         """Keeps the bytes for good before it returns; a stream that breaks off or exceeds `limit` bytes leaves nothing."""
@@ -40,7 +54,7 @@ class ArtifactStore(Protocol):
         ...
 
     def open(self, digest: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes, in chunks of at most 1 MiB."""
+        """The bytes, in chunks of at most 1 MiB. What crossed a network whole is checked: damaged bytes lack their last chunk."""
         ...
 
     async def stat(self, digest: str) -> int:
@@ -53,6 +67,10 @@ class ArtifactStore(Protocol):
 
     async def discard(self, digest: str, *, idle_seconds: float = 0.0) -> None:
         """Removes the object unless it was put again in the last `idle_seconds`; one that is not there is fine."""
+        ...
+
+    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
+        """Where anybody may GET this object for so long, under that name and type; None where clients do not reach the store."""
         ...
 
     def list(self) -> AsyncIterator[tuple[str, float]]:

@@ -1,23 +1,39 @@
 """What every artifact store does."""
 
+import asyncio
 import hashlib
+import os
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from libs.errors import Invalid, NotFound
-from libs.storage import ArtifactStore, StorageSettings, digest_of, open_store
+from libs.storage import ArtifactStore, StorageSettings, Stored, digest_of, open_store
+
+MIB = 1 << 20
 
 
-@pytest.fixture(params=["memory:", "file://{folder}/artifacts"])
+@pytest.fixture(params=["memory:", "file://{folder}/artifacts", "minio", "versitygw"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    return open_store(StorageSettings(url=request.param.format(folder=tmp_path)), "tests")
+    if ":" in request.param:
+        return open_store(StorageSettings(url=request.param.format(folder=tmp_path)), "tests")
+    return open_store(request.getfixturevalue(request.param).settings(), "tests")
 
 
 async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
+
+
+async def sizes(chunks: AsyncIterator[bytes]) -> AsyncIterator[int]:
+    async for chunk in chunks:
+        yield len(chunk)
+
+
+async def idle(store: ArtifactStore, digest: str) -> float:
+    return {each: seconds async for each, seconds in store.list()}[digest]
 
 
 async def content(store: ArtifactStore, digest: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -29,6 +45,27 @@ async def test_bytes_are_named_by_their_digest(store: ArtifactStore) -> None:
     assert stored.digest == f"sha256:{hashlib.sha256(b'abc').hexdigest()}" == digest_of(b"abc")
     assert (stored.size, await store.stat(stored.digest)) == (3, 3)
     assert await content(store, stored.digest) == b"abc"
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 21 * MIB + 7])
+async def test_bytes_of_every_length(store: ArtifactStore, tmp_path: Path, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    pieces = stream(*(data[start : start + 999_999] for start in range(0, size, 999_999)))
+    assert await store.put(pieces) == Stored(digest_of(data), size)
+    source = tmp_path / "source"
+    source.write_bytes(data[::-1])
+    assert await store.put_file(source) == Stored(digest_of(data[::-1]), size)
+    for digest, expected in ((digest_of(data), data), (digest_of(data[::-1]), data[::-1])):
+        assert await store.stat(digest) == size
+        assert await content(store, digest) == expected
+        await store.fetch(digest, tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == expected
+    assert {digest async for digest, _ in store.list()} == {digest_of(data), digest_of(data[::-1])}
+
+
+async def test_chunks_are_small(store: ArtifactStore) -> None:
+    digest = (await store.put(stream(bytes(3 * MIB)))).digest
+    assert [size async for size in sizes(store.open(digest))] == [MIB, MIB, MIB]
 
 
 async def test_the_same_bytes_are_one_object(store: ArtifactStore) -> None:
@@ -43,18 +80,23 @@ async def test_ranges(store: ArtifactStore) -> None:
     assert await content(store, digest, offset=5, length=7) == data[5:12]
     assert await content(store, digest, offset=2_000_000) == data[2_000_000:]
     assert await content(store, digest, offset=len(data)) == b""
+    assert await content(store, digest, offset=len(data) + 5, length=5) == b""
+    assert await content(store, digest, length=0) == b""
+    assert await content(store, digest, length=len(data) + 5) == data
 
 
-async def test_too_much_leaves_nothing(store: ArtifactStore) -> None:
+@pytest.mark.parametrize("size", [4, 9 * MIB])
+async def test_too_much_leaves_nothing(store: ArtifactStore, size: int) -> None:
     with pytest.raises(Invalid) as refused:
-        await store.put(stream(b"1234", b"5678"), limit=5)
+        await store.put(stream(b"1" * size, b"5678"), limit=size + 1)
     assert refused.value.code == "too_large"
     assert [digest async for digest, _ in store.list()] == []
 
 
-async def test_a_stream_that_breaks_off_leaves_nothing(store: ArtifactStore) -> None:
+@pytest.mark.parametrize("size", [4, 30 * MIB])
+async def test_a_stream_that_breaks_off_leaves_nothing(store: ArtifactStore, size: int) -> None:
     async def broken() -> AsyncIterator[bytes]:
-        yield b"half"
+        yield b"h" * size
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
@@ -62,10 +104,48 @@ async def test_a_stream_that_breaks_off_leaves_nothing(store: ArtifactStore) -> 
     assert [digest async for digest, _ in store.list()] == []
 
 
+async def test_a_caller_that_goes_away_leaves_nothing(store: ArtifactStore) -> None:
+    asked = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield bytes(20 * MIB)
+        asked.set()
+        await asyncio.sleep(3600)
+
+    putting = asyncio.create_task(store.put(endless()))
+    await asked.wait()
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert [digest async for digest, _ in store.list()] == []
+
+
+async def test_a_reader_may_stop_early(store: ArtifactStore) -> None:
+    digest = (await store.put(stream(bytes(20 * MIB)))).digest
+    for _ in range(20):
+        chunks = store.open(digest)
+        await anext(chunks)
+        await chunks.aclose()
+    assert len(await content(store, digest)) == 20 * MIB
+
+
+async def test_many_at_once(store: ArtifactStore) -> None:
+    contents = [bytes([number]) * (number * 1000 + 9 * MIB * (number % 8 == 0)) for number in range(40)]
+    stored = await asyncio.gather(*(store.put(stream(data, data)) for data in contents))
+    assert [one.digest for one in stored] == [digest_of(data * 2) for data in contents]
+    assert await asyncio.gather(*(content(store, one.digest) for one in stored)) == [data * 2 for data in contents]
+
+
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../etc/passwd", "md5:" + "0" * 64, "sha256:" + "G" * 64])
 async def test_only_digests_are_names(store: ArtifactStore, digest: str) -> None:
     with pytest.raises(Invalid):
         await store.stat(digest)
+    with pytest.raises(Invalid):
+        await store.discard(digest)
+    with pytest.raises(Invalid):
+        await content(store, digest)
+    with pytest.raises(Invalid):
+        await store.download_url(digest, seconds=60, file_name="x", media_type="text/plain")
 
 
 async def test_files_go_in_and_out(store: ArtifactStore, tmp_path: Path) -> None:
@@ -86,3 +166,26 @@ async def test_discard(store: ArtifactStore) -> None:
         await store.stat(digest)
     with pytest.raises(NotFound):
         await content(store, digest)
+    with pytest.raises(NotFound):
+        await content(store, digest, length=0)
+
+
+async def test_what_is_not_there_makes_no_file(store: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        await store.fetch(digest_of(b"nothing"), tmp_path / "deep" / "out")
+    assert [name for _, _, names in os.walk(tmp_path) for name in names] == []
+
+
+@pytest.mark.parametrize("size", [10, 9 * MIB])
+async def test_put_again_is_new_again(store: ArtifactStore, tmp_path: Path, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    digest = (await store.put(stream(data))).digest
+    for again in (lambda: store.put(stream(data)), lambda: store.put_file(source)):
+        await asyncio.sleep(2.5)
+        assert await idle(store, digest) >= 1
+        await again()
+        await store.discard(digest, idle_seconds=2)
+        assert await store.stat(digest) == size
+        assert await idle(store, digest) < 2
