@@ -6,7 +6,7 @@ Imported only where a URL says so: the driver takes a tenth of a second.
 import ssl
 from typing import Any, Protocol
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 from pydantic import SecretStr
 from sqlalchemy import URL, NullPool, event
 from sqlalchemy.engine import ExceptionContext

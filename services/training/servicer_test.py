@@ -176,6 +176,19 @@ async def test_a_reservation_of_a_job_that_never_came_is_given_back(platform: Pl
     await platform.until(released)
 
 
+async def test_a_job_whose_commit_was_not_heard_of_keeps_its_quota(platform: Platform) -> None:
+    def lose_the_answer() -> None:
+        raise Transient("the connection was lost")
+
+    platform.database.on_emit(lose_the_answer)
+    with pytest.raises(Transient):
+        await platform.submit(key="k")
+    (job,) = await stored_jobs(platform)
+    assert {reservation for reservation, _ in platform.accounts.reserved} == {f"training-jobs/acme/{job.id}"}
+    with pytest.raises(Replay):
+        await platform.submit(key="k")
+
+
 async def test_an_idempotency_key_makes_one_job(platform: Platform) -> None:
     first = await platform.submit(key="k")
     with pytest.raises(Replay) as replay:
