@@ -11,6 +11,7 @@ from libs.service import Kit, run
 from libs.storage import ArtifactStore, open_store
 from services.deployment.changes import Changes
 from services.deployment.consumers import reactions
+from services.deployment.gauges import endpoint_gauges
 from services.deployment.handlers.admission import Peers
 from services.deployment.reconciler import Reconciler
 from services.deployment.resolution import Resolver
@@ -33,7 +34,7 @@ def build(
     reconciler = Reconciler(kit.database, peers, launcher or SubprocessLauncher(), store, changes, settings)
     servicer = DeploymentServicer(kit.database, peers, reconciler, Resolver(kit.database, changes, reconciler.answers))
     registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
-    return kit.service(registrations, reactions(reconciler.wake), [reconciler])
+    return kit.service(registrations, reactions(reconciler.wake), [reconciler, endpoint_gauges(kit.database)])
 
 
 if __name__ == "__main__":
