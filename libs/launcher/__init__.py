@@ -5,7 +5,7 @@ process = await launcher.start(Launch("replica-1", [sys.executable, "-m", "servi
 exit = await process.wait()
 """
 
-from libs.launcher.identity import handle_of, runs_still
+from libs.launcher.identity import handle_of, is_known_dead, runs_still, signature
 from libs.launcher.in_memory import InMemoryLauncher, InMemoryProcess
 from libs.launcher.keeper import Keeper
 from libs.launcher.launcher import Exit, Launch, Launcher, LaunchError, Process
@@ -23,5 +23,7 @@ __all__ = [
     "Subprocess",
     "SubprocessLauncher",
     "handle_of",
+    "is_known_dead",
     "runs_still",
+    "signature",
 ]

@@ -1,8 +1,11 @@
-"""Which process a process id meant: ids are used again, births are not."""
+"""Which process a process id meant: ids are used again, births are not, and each container counts its own."""
 
 import os
+import secrets
 import signal
+import socket
 import sys
+import uuid
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +26,17 @@ def pid_of(handle: str) -> int | None:
 def runs_still(handle: str) -> bool:
     """Whether the very process that the handle was made for still runs."""
     return pid_of(handle) is not None
+
+
+def signature() -> str:
+    """Names this process among all that work on one database, whatever machine or container they are in; see `is_known_dead`."""
+    return f"{_space()}/{handle_of(os.getpid())}"
+
+
+def is_known_dead(signature: str) -> bool:
+    """Whether the process that signed (more may follow a slash) has surely ended. Other machines' and containers' are not judged."""
+    space, handle = (*signature.split("/"), "")[:2]
+    return space == _space() and not runs_still(handle)
 
 
 def runs(pid: int) -> bool:
@@ -53,6 +67,18 @@ def _birth(pid: int) -> str:
     except OSError:
         return ""
     return f"{ticks}:{_boot()}"
+
+
+@cache
+def _space() -> str:
+    """Within which a process id means one process: a machine since its start, and a container of it. Host names may be given twice."""
+    if sys.platform != "linux":
+        return f"{socket.gethostname()}-{uuid.getnode():x}"
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        namespace = secrets.token_hex(8)  # Nobody is judged then.
+    return f"{socket.gethostname()}-{_boot()}-{namespace}"
 
 
 @cache

@@ -26,6 +26,7 @@ from libs.testing import migrated_database
 from services.deployment import repository
 from services.deployment.changes import Changes
 from services.deployment.handlers.admission import Peers
+from services.deployment.node import Node
 from services.deployment.reconciler import Reconciler
 from services.deployment.resolution import Resolver
 from services.deployment.servicer import DeploymentServicer
@@ -53,8 +54,9 @@ class Accounts:
 
 @dataclass
 class Compute:
-    """Grants what is asked for, but for what `waiting` or `refusal` says."""
+    """Grants what is asked for on `node`, but for what `waiting` or `refusal` says."""
 
+    node: str = "n1"
     waiting: str = ""
     refusal: AppError | None = None
     live: dict[str, str] = field(default_factory=dict)
@@ -72,14 +74,14 @@ class Compute:
         id = self.live.setdefault(request.holder, f"al-{len(self.asked)}")
         if self.waiting:
             return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_QUEUED, reason=self.waiting)
-        return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_GRANTED, node="n1")
+        return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_GRANTED, node=self.node, devices=[3])
 
     async def RenewAllocation(self, request: Any) -> None:
         self.renewed += 1
         if request.id in self.expired:
             raise Conflict("the allocation is expired", code="allocation_ended")
 
-    async def ReleaseAllocation(self, request: Any) -> None:
+    async def ReleaseAllocation(self, request: Any, timeout: float = 0) -> None:
         if request.id not in self.live.values():
             raise NotFound("there is no such allocation")
         self.live = {holder: id for holder, id in self.live.items() if id != request.id}
@@ -121,9 +123,23 @@ class World:
     def peers(self) -> Peers:
         return Peers(self.accounts, self.compute, self.training)  # type: ignore[arg-type]
 
-    def reconciler(self, launcher: Launcher | None = None, **changed: Any) -> Reconciler:
+    def embedded(self, launcher: Launcher | None = None, **changed: Any) -> "Embedded":
         settings = self.settings.model_copy(update=changed)
-        return Reconciler(self.database, self.peers, launcher or self.launcher, self.store, self.changes, settings, probe=self._probe)
+        node = self._node(launcher or self.launcher, settings, alone=True)
+        return Embedded(node, Reconciler(self.database, self.peers, self.changes, settings, here=node))
+
+    def planner(self, **changed: Any) -> Reconciler:
+        """As in a process that runs nothing."""
+        return Reconciler(self.database, self.peers, Changes(), self.settings.model_copy(update=changed))
+
+    def node(self, name: str, **changed: Any) -> Node:
+        """As in a process of its own, on the node `name`."""
+        folder = f"{self.settings.work_dir}-{name}"
+        return self._node(self.launcher, self.settings.model_copy(update={"node": name, "work_dir": folder, **changed}), Changes())
+
+    def _node(self, launcher: Launcher, settings: Settings, changes: Changes | None = None, *, alone: bool = False) -> Node:
+        compute, probe = self.peers.compute, self._probe
+        return Node(self.database, compute, launcher, self.store, changes or self.changes, settings, alone=alone, probe=probe)
 
     async def _probe(self, host: str, port: int, token: str, seconds: float) -> bool:
         return self.healthy
@@ -148,6 +164,30 @@ class World:
             Path(words[words.index("--ready-file") + 1]).write_text(json.dumps({"host": "127.0.0.1", "port": 40000 + process.pid}))
 
 
+@dataclass
+class Embedded:
+    """Both parts in one process; a component."""
+
+    node: Node
+    reconciler: Reconciler
+
+    async def start(self) -> None:
+        await self.node.start()
+        await self.reconciler.start()
+
+    async def stop(self) -> None:
+        await self.reconciler.stop()
+        await self.node.stop()
+
+    async def crash(self) -> None:
+        """Nobody writes anything any more, and the processes live on."""
+        await self.reconciler._loop.stop()
+        await self.node._loop.stop()
+        for run in self.node._runs.values():
+            run.task.cancel()
+        self.node._folder.close()
+
+
 async def _one(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
@@ -159,9 +199,10 @@ async def ship(world: World, folder: Path) -> None:
     world.training.models["wdbc@1"] = files
 
 
-def running(world: World) -> Reconciler:
-    """A reconciler whose replicas are real processes."""
-    return Reconciler(world.database, world.peers, SubprocessLauncher(), world.store, world.changes, world.settings)
+def running(world: World) -> Embedded:
+    """Its replicas are real processes."""
+    node = Node(world.database, world.peers.compute, SubprocessLauncher(), world.store, world.changes, world.settings, alone=True)
+    return Embedded(node, Reconciler(world.database, world.peers, world.changes, world.settings, here=node))
 
 
 async def run_owner(database_url: str, work_dir: str, package: str, socket_folder: str) -> None:
@@ -170,9 +211,9 @@ async def run_owner(database_url: str, work_dir: str, package: str, socket_folde
         settings = Settings(work_dir=work_dir)
         world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
         await ship(world, Path(package))
-        reconciler = running(world)
-        await reconciler.start()
-        async with serving(world, reconciler, Path(socket_folder)) as client:
+        embedded = running(world)
+        await embedded.start()
+        async with serving(world, embedded, Path(socket_folder)) as client:
             async with database.read() as session:
                 known = await repository.find_endpoint(session, "acme", "wdbc")
             if not known:
@@ -192,24 +233,27 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def reconciler(world: World) -> AsyncIterator[Reconciler]:
-    reconciler = world.reconciler()
-    await reconciler.start()
-    yield reconciler
-    await reconciler.stop()
+async def embedded(world: World) -> AsyncIterator[Embedded]:
+    embedded = world.embedded()
+    await embedded.start()
+    yield embedded
+    await embedded.stop()
 
 
 @pytest.fixture
-async def deployment(world: World, reconciler: Reconciler, tmp_path: Path) -> AsyncIterator[Client]:
-    async with serving(world, reconciler, tmp_path) as client:
+async def deployment(world: World, embedded: Embedded, tmp_path: Path) -> AsyncIterator[Client]:
+    async with serving(world, embedded, tmp_path) as client:
         yield client
 
 
 class serving:
     """The service behind a socket: the client to it."""
 
-    def __init__(self, world: World, reconciler: Reconciler, folder: Path) -> None:
-        resolver = Resolver(world.database, world.changes, reconciler.answers)
+    def __init__(self, world: World, by: Embedded | Reconciler, folder: Path) -> None:
+        if isinstance(by, Embedded):
+            reconciler, resolver = by.reconciler, Resolver(world.database, world.changes, by.node.answers)
+        else:
+            reconciler, resolver = by, Resolver(world.database, Changes())
         servicer = DeploymentServicer(world.database, world.peers, reconciler, resolver)
         registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
         self._server = Server(f"unix:{folder}/s", registrations, verifier=Verifier(PUBLIC))

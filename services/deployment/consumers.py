@@ -16,7 +16,7 @@ _HOLDER = "endpoints/"
 
 
 def reactions(wake: Callable[[], Any]) -> Mapping[type[Message], Handler]:
-    """`wake` makes the reconciler look."""
+    """`wake` makes the reconciler and the node of this process look."""
 
     async def on_allocation_granted(unit: Unit, event: AllocationGranted) -> None:
         # Who waits for it asks compute itself: what an event of the past says may be over.

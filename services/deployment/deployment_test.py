@@ -18,9 +18,8 @@ from libs.launcher import Exit
 from libs.rpc import Client, acting_for
 from libs.testing import schema_differences
 from services.deployment import consumers, repository
-from services.deployment.conftest import World, serving
+from services.deployment.conftest import Embedded, World, serving
 from services.deployment.domain.states import ReplicaState
-from services.deployment.reconciler import Reconciler
 from services.deployment.tables import PendingReservation, Table
 
 READY, STARTING = endpoint_pb2.ENDPOINT_STATE_READY, endpoint_pb2.ENDPOINT_STATE_STARTING
@@ -71,6 +70,7 @@ async def test_an_endpoint_answers_as_soon_as_it_can(deployment: Client, world: 
     assert found.replicas[0].url == f"http://127.0.0.1:{40000 + process.pid}"
     assert found.replicas[0].token == process.launch.env["LEPTON_REPLICA_TOKEN"]
     assert process.launch.memory_bytes == 256 * 2**20
+    assert process.launch.env["CUDA_VISIBLE_DEVICES"] == "3"
     [asked] = world.compute.asked
     assert asked.workspace == "acme" and asked.holder == f"endpoints/wdbc/replicas/{found.replicas[0].id}"
     assert world.accounts.held == {"endpoints/acme/wdbc"}
@@ -249,7 +249,7 @@ async def test_too_little_memory_is_said_in_words(deployment: Client, world: Wor
     assert "more resources.memory_bytes" in (await get(deployment)).reason
 
 
-async def test_what_waits_says_for_what(deployment: Client, world: World, eventually: Eventually, reconciler: Reconciler) -> None:
+async def test_what_waits_says_for_what(deployment: Client, world: World, eventually: Eventually, embedded: Embedded) -> None:
     world.compute.waiting = "waits for 0.1 of a core: node n1 is cordoned"
     await create(deployment)
 
@@ -261,24 +261,31 @@ async def test_what_waits_says_for_what(deployment: Client, world: World, eventu
         await resolve(deployment, 0.05)
     assert late.value.code == "deadline_exceeded"
     world.compute.waiting = ""
-    reconciler.wake()
+    embedded.reconciler.wake()
     await resolve(deployment)
 
 
 async def test_what_waits_can_be_deleted(deployment: Client, world: World, eventually: Eventually) -> None:
     world.compute.waiting = "waits"
     await create(deployment)
+
+    async def asked() -> bool:
+        return bool(world.compute.asked)
+
+    await eventually(asked)
     with acting_for("acme"):
         await deployment.DeleteEndpoint(pb.DeleteEndpointRequest(name="wdbc"))
 
     async def none() -> bool:
-        return bool(world.compute.asked) and not world.compute.live
+        return not world.compute.live
 
     await eventually(none)
     assert world.launcher.processes == []
 
 
-async def test_a_lost_allocation_ends_what_runs_under_it(deployment: Client, world: World, eventually: Eventually, reconciler: Any) -> None:
+async def test_a_lost_allocation_ends_what_runs_under_it(
+    deployment: Client, world: World, eventually: Eventually, embedded: Embedded
+) -> None:
     await create(deployment)
     first = (await resolve(deployment)).replicas[0]
     lost = allocation_pb2.Allocation(
@@ -287,7 +294,7 @@ async def test_a_lost_allocation_ends_what_runs_under_it(deployment: Client, wor
         holder=f"endpoints/wdbc/replicas/{first.id}",
         state=allocation_pb2.ALLOCATION_STATE_EXPIRED,
     )
-    reaction = consumers.reactions(reconciler.wake)[AllocationEnded]
+    reaction = consumers.reactions(embedded.reconciler.wake)[AllocationEnded]
     async with world.database.unit() as unit:
         await reaction(unit, AllocationEnded(allocation=lost))
     assert (await resolve(deployment)).replicas[0].id != first.id
@@ -301,9 +308,9 @@ async def test_a_lost_allocation_ends_what_runs_under_it(deployment: Client, wor
 
 
 async def test_leases_are_renewed_and_deaf_replicas_replaced(world: World, tmp_path: Path, eventually: Eventually) -> None:
-    reconciler = world.reconciler(probe_seconds=0.02)
-    await reconciler.start()
-    async with serving(world, reconciler, tmp_path) as deployment:
+    embedded = world.embedded(probe_seconds=0.02)
+    await embedded.start()
+    async with serving(world, embedded, tmp_path) as deployment:
         await create(deployment)
         first = (await resolve(deployment)).replicas[0].id
 
@@ -325,36 +332,32 @@ async def test_leases_are_renewed_and_deaf_replicas_replaced(world: World, tmp_p
             return any("allocation is over" in r.reason for r in await replicas(deployment))
 
         await eventually(over)
-    await reconciler.stop()
+    await embedded.stop()
 
 
 async def test_after_a_crash_of_the_platform_replicas_start_again(world: World, tmp_path: Path, eventually: Eventually) -> None:
-    dead = world.reconciler()
+    dead = world.embedded(leader_lease_seconds=0.2)
     await dead.start()
     async with serving(world, dead, tmp_path) as deployment:
         await create(deployment, replicas=2)
         await eventually(ready(deployment, 2))
     before = {str(process.handle) for process in world.launcher.running}
-    # Nobody writes anything any more, and the processes live on.
-    await dead._loop.stop()
-    for run in dead._runs.values():
-        run.task.cancel()
+    await dead.crash()
     world.launcher.leftovers = set(before)
-    reconciler = world.reconciler()
-    reconciler._owner_is_dead = lambda owner: True  # type: ignore[method-assign]
-    await reconciler.start()
+    embedded = world.embedded()
+    await embedded.start()
     assert world.launcher.leftovers == set()
-    async with serving(world, reconciler, tmp_path) as deployment:
+    async with serving(world, embedded, tmp_path) as deployment:
         found = await resolve(deployment)
         await eventually(ready(deployment, 2))
         assert len(await replicas(deployment, endpoint_pb2.REPLICA_STATE_ENDED)) == 2
         assert found.model == "wdbc@1"
         assert (await get(deployment)).state == READY
-    await reconciler.stop()
+    await embedded.stop()
 
 
-async def test_one_instance_runs_replicas_and_another_takes_over(world: World, tmp_path: Path, eventually: Eventually) -> None:
-    first, second = world.reconciler(), world.reconciler()
+async def test_one_instance_plans_and_another_goes_on(world: World, tmp_path: Path, eventually: Eventually) -> None:
+    first, second = world.embedded(), world.embedded(work_dir=str(tmp_path / "second"))
     await first.start()
     await second.start()
     async with serving(world, second, tmp_path) as deployment:
@@ -369,12 +372,12 @@ async def test_one_instance_runs_replicas_and_another_takes_over(world: World, t
 
 
 async def test_stop_ends_replicas_and_gives_back_what_they_held(world: World, tmp_path: Path) -> None:
-    reconciler = world.reconciler()
-    await reconciler.start()
-    async with serving(world, reconciler, tmp_path) as deployment:
+    embedded = world.embedded()
+    await embedded.start()
+    async with serving(world, embedded, tmp_path) as deployment:
         await create(deployment)
         await resolve(deployment)
-    await reconciler.stop()
+    await embedded.stop()
     assert world.launcher.running == [] and world.compute.live == {}
     async with world.database.read() as session:
         _, live = await repository.live_of_all_workspaces(session)
@@ -396,7 +399,7 @@ async def test_a_reservation_left_by_a_crash_is_given_back(world: World, eventua
     world.accounts.held = {"endpoints/acme/lost"}
     async with world.database.unit() as unit:
         await unit.insert(PendingReservation(workspace="acme", endpoint="lost", create_time=0.0))
-    reconciler = world.reconciler()
+    reconciler = world.planner()
     await reconciler.start()
 
     async def released() -> bool:

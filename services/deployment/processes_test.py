@@ -45,11 +45,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def deployment(world: World, package: Path, tmp_path: Path) -> AsyncIterator[Client]:
     await ship(world, package)
-    reconciler = running(world)
-    await reconciler.start()
-    async with serving(world, reconciler, tmp_path) as client:
+    embedded = running(world)
+    await embedded.start()
+    async with serving(world, embedded, tmp_path) as client:
         yield client
-    await reconciler.stop()
+    await embedded.stop()
     assert not [p for p in psutil.Process().children(recursive=True) if "services.deployment.replica" in p.cmdline()]
 
 

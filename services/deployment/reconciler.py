@@ -1,80 +1,68 @@
-"""Makes of the rows what they say: starts and ends replicas, buries those that are dead, gives back what they held.
+"""Makes of the rows what they say: asks compute for what is wanted, buries what nobody runs any more, gives back what ended ones held.
 
-One instance does this at a time; the others answer calls. How one replica is run is in runner.py.
+One instance does this at a time; the others answer calls. Starts no process: what a node does is in node.py.
 """
 
 import asyncio
-import os
 import secrets
-import shutil
-import socket
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import structlog
+from opentelemetry import context
 
-from lepton.compute.v1.compute_service_pb2 import ReleaseAllocationRequest
+from lepton.compute.v1.allocation_pb2 import ALLOCATION_STATE_GRANTED, Allocation
+from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, ReleaseAllocationRequest
+from libs import telemetry
 from libs.db import Database
-from libs.errors import AppError, NotFound
-from libs.launcher import Launcher, handle_of, runs_still
+from libs.errors import AppError, NotFound, Transient
+from libs.launcher import is_known_dead, signature
 from libs.lifecycle import Loop
-from libs.storage import ArtifactStore
-from services.deployment import repository
+from libs.rpc import acting_for
+from services.deployment import repository, wire
 from services.deployment.changes import Changes
 from services.deployment.domain.rollout import plan, was_proven
 from services.deployment.domain.states import ReplicaState
 from services.deployment.handlers import replicas
 from services.deployment.handlers.admission import Peers, give_back
-from services.deployment.package_cache import PackageCache
-from services.deployment.runner import Probe, Run, Surroundings, is_healthy
+from services.deployment.node import Node
 from services.deployment.settings import Settings
 from services.deployment.tables import Endpoint, Replica
 
 log = structlog.get_logger()
 
-STOP_SECONDS = 3.0
+AT_ONCE = 8
+# Between two questions for one allocation that waits.
+ASK_AGAIN_SECONDS = 2.0
 STALE_RESERVATION_SECONDS = 120.0
 SWEEP_SECONDS = 3600.0
 KEEP_ENDED_SECONDS = 86400.0
 KEEP_BATCHES_SECONDS = 30 * 86400.0
+LOST = "the process that ran it is gone"
 
 
 class Reconciler:
-    """A component."""
+    """A component. `here` is the node that shares its process, if one does: it is told at once."""
 
-    def __init__(
-        self,
-        database: Database,
-        peers: Peers,
-        launcher: Launcher,
-        store: ArtifactStore,
-        changes: Changes,
-        settings: Settings,
-        *,
-        probe: Probe = is_healthy,
-    ) -> None:
-        self._database, self._peers, self._launcher, self._settings = database, peers, launcher, settings
-        work = Path(settings.work_dir)
-        self._replicas_folder, self._packages_folder = work / "replicas", work / "packages"
-        self._packages = PackageCache(store, self._packages_folder, settings.cache_bytes)
-        self.owner = f"{socket.gethostname()}/{handle_of(os.getpid())}/{secrets.token_hex(4)}"
-        self._around = Surroundings(self.owner, database, peers.compute, launcher, self._packages, changes, settings, self.wake, probe)
-        self._runs: dict[str, Run] = {}
+    def __init__(self, database: Database, peers: Peers, changes: Changes, settings: Settings, *, here: Node | None = None) -> None:
+        self._database, self._peers, self._changes, self._settings, self._here = database, peers, changes, settings, here
+        self.owner = f"{signature()}/{secrets.token_hex(4)}"
         self._loop = Loop("deployment-reconciler", self.step, interval=settings.reconcile_seconds)
+        self._asked: dict[str, float] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._leads = False
-        self._lease_checked = self._swept = float("-inf")
+        self._lease_checked = self._swept = self._looked = float("-inf")
+        self._looks_since = time.monotonic()
 
     async def start(self) -> None:
-        """Ends what an earlier process left, before anybody asks where replicas are."""
-        await asyncio.to_thread(self._prepare)
-        await self.step()
+        if self._here:
+            self._here.on_end(self.wake)
         await self._loop.start()
 
     async def stop(self) -> None:
-        """Ends every replica of this process; the next one starts them again."""
+        """Another instance goes on."""
         await self._loop.stop()
-        await self._end_runs()
         if self._leads:
             await self._release()
             async with self._database.unit() as unit:
@@ -82,62 +70,52 @@ class Reconciler:
 
     def wake(self) -> None:
         """Looks at everything now."""
-        for run in self._runs.values():
-            run.ask_again()
+        self._asked.clear()
         self._loop.wake()
-
-    def answers(self, replica: Replica) -> bool:
-        """Whether a replica that is ready can be asked: one of this process whose end is not written yet can't."""
-        run = self._runs.get(replica.id)
-        return run.answers if run else replica.owner != self.owner
+        self._wake_here()
 
     async def step(self) -> bool:
         """One look; True where it changed what there is to do."""
         if not await self._lead():
-            await self._end_runs()
             return False
         async with self._database.read() as session:
             endpoints, live = await repository.live_of_all_workspaces(session)
-        changed = await self._bury([replica for replica in live if self._is_dead(replica)])
+        self._note_look()
+        changed = await self._bury([replica for replica in live if self._is_lost(replica)])
         changed = await self._plan(endpoints, live) or changed
         if changed:
+            self._wake_here()
             return True
-        by_id = {endpoint.id: endpoint for endpoint in endpoints}
-        for replica in live:
-            self._tend(replica, by_id[replica.endpoint_id])
-        self._runs = {id: run for id, run in self._runs.items() if not run.task.done()}
+        await self._ask(endpoints, live)
         await self._release()
         await self._tidy()
         return False
 
-    def _tend(self, replica: Replica, endpoint: Endpoint) -> None:
-        """Starts it, or lets it go."""
-        run = self._runs.get(replica.id)
-        if replica.state == ReplicaState.STARTING and run is None:
-            self._runs[replica.id] = Run(self._around, replica, endpoint)
-        elif replica.state == ReplicaState.DRAINING and run is not None:
-            run.leave(hurried=replica.hurried)
+    def _note_look(self) -> None:
+        """Who could not look for a while can't say either who was silent meanwhile: the database may have been away for all."""
+        now = time.monotonic()
+        if now - self._looked > self._settings.owner_lease_seconds / 2:
+            self._looks_since = now
+        self._looked = now
 
-    def _is_dead(self, replica: Replica) -> bool:
-        """A row without a process: its owner is gone, or has lost it."""
-        if replica.id in self._runs:
+    def _is_lost(self, replica: Replica) -> bool:
+        """A row that nobody will bring to its end."""
+        if not replica.owner:
+            return replica.state == ReplicaState.DRAINING
+        if self._here and replica.owner == self._here.owner:
             return False
-        return bool(replica.owner) or replica.state == ReplicaState.DRAINING
+        if is_known_dead(replica.owner):
+            return True
+        patience = self._settings.owner_lease_seconds / 2
+        return replica.lease_expires < time.time() and time.monotonic() - self._looks_since >= patience
 
-    async def _bury(self, dead: Sequence[Replica]) -> bool:
-        for replica in dead:
-            if replica.handle and replica.owner.split("/")[0] == self.owner.split("/")[0]:
-                await self._launcher.end(replica.handle)
+    async def _bury(self, lost: Sequence[Replica]) -> bool:
+        for replica in lost:
             async with self._database.unit() as unit:
-                await replicas.note_ended(
-                    unit,
-                    workspace=replica.workspace,
-                    id=replica.id,
-                    reason=replica.reason or "the process that ran it ended",
-                    now=time.time(),
-                )
-            log.info("replica_buried", replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
-        return bool(dead)
+                await replicas.bury(unit, seen=replica, reason=LOST, now=time.time())
+            self._changes.notify(replica.workspace, replica.endpoint)
+            log.info("replica_buried", replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace, node=replica.node)
+        return bool(lost)
 
     async def _plan(self, endpoints: Sequence[Endpoint], live: Sequence[Replica]) -> bool:
         changed = False
@@ -151,6 +129,77 @@ class Reconciler:
                     await replicas.reconcile(unit, again, now=now)
                 changed = True
         return changed
+
+    async def _ask(self, endpoints: Sequence[Endpoint], live: Sequence[Replica]) -> None:
+        """Compute, for every replica that nobody runs yet and that is due."""
+        by_id = {endpoint.id: endpoint for endpoint in endpoints}
+        due = [replica for replica in live if self._is_due(replica)]
+        await asyncio.gather(*(self._ask_for(replica, by_id[replica.endpoint_id]) for replica in due))
+        ids = {replica.id for replica in live}
+        self._asked = {id: at for id, at in self._asked.items() if id in ids}
+
+    def _is_due(self, replica: Replica) -> bool:
+        if replica.state != ReplicaState.STARTING or replica.owner:
+            return False
+        # What was granted and is not begun on its node may be over by now.
+        pause = self._settings.allocation_lease_seconds if replica.node else ASK_AGAIN_SECONDS
+        now = time.monotonic()
+        if now - self._asked.get(replica.id, float("-inf")) < pause:
+            return False
+        self._asked[replica.id] = now
+        return True
+
+    async def _ask_for(self, replica: Replica, endpoint: Endpoint) -> None:
+        """One replica's trouble is not the others'."""
+        async with self._slots:
+            token = context.attach(telemetry.extract({"traceparent": endpoint.traceparent}))
+            try:
+                with acting_for(replica.workspace):
+                    await self._note(replica, await self._peers.compute.CreateAllocation(self._request(replica, endpoint)))
+            except Transient as error:
+                if not replica.node:
+                    await self._note_waiting(replica, replica.allocation_id, error.detail)
+            except AppError as error:
+                await self._note_refused(replica, error)
+            except Exception:
+                log.exception("allocation_not_asked", replica_id=replica.id)
+            finally:
+                context.detach(token)
+
+    def _request(self, replica: Replica, endpoint: Endpoint) -> CreateAllocationRequest:
+        return CreateAllocationRequest(
+            workspace=replica.workspace,
+            holder=replica.holder,
+            resources=wire.resources_message(endpoint.needs),
+            lease_seconds=self._settings.allocation_lease_seconds,
+        )
+
+    async def _note(self, replica: Replica, allocation: Allocation) -> None:
+        """Writes where it was granted, so that the node begins, or why it waits."""
+        if allocation.state != ALLOCATION_STATE_GRANTED:
+            await self._note_waiting(replica, allocation.id, allocation.reason or "waits for an allocation")
+            return
+        here = self._here if self._here and self._here.claims(allocation.node) else None
+        granted: dict[str, Any] = {"allocation_id": allocation.id, "node": allocation.node, "devices": list(allocation.devices)}
+        owner, expires = (here.owner, here.lease_expires()) if here else ("", 0.0)
+        async with self._database.unit() as unit:
+            unit.after_commit(self._wake_here)
+            await replicas.note_granted(
+                unit, workspace=replica.workspace, id=replica.id, **granted, owner=owner, expires=expires, now=time.time()
+            )
+
+    async def _note_waiting(self, replica: Replica, allocation_id: str, reason: str) -> None:
+        async with self._database.unit() as unit:
+            where = {"workspace": replica.workspace, "id": replica.id}
+            await replicas.note_waiting(unit, **where, allocation_id=allocation_id, reason=reason, now=time.time())
+        self._changes.notify(replica.workspace, replica.endpoint)
+
+    async def _note_refused(self, replica: Replica, error: AppError) -> None:
+        log.warning("replica_refused", replica_id=replica.id, code=error.code, reason=error.detail)
+        async with self._database.unit() as unit:
+            where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": ""}
+            await replicas.note_ended(unit, **where, reason=error.detail, now=time.time(), error=error.as_dict())
+        self._changes.notify(replica.workspace, replica.endpoint)
 
     async def _release(self) -> None:
         """Gives back the allocations of replicas that have ended, and the quota of endpoints that were not made."""
@@ -181,34 +230,18 @@ class Reconciler:
             await repository.forget_before(unit.session, replicas=now - KEEP_ENDED_SECONDS, batches=now - KEEP_BATCHES_SECONDS)
 
     async def _lead(self) -> bool:
-        """Whether this process runs the replicas; asked of the database every third of the lease."""
+        """Whether this process plans; asked of the database every third of the lease."""
         lease = self._settings.leader_lease_seconds
         if self._leads and time.monotonic() - self._lease_checked < lease / 3:
             return True
         asked = time.monotonic()
         async with self._database.unit() as unit:
-            leads = await repository.lead(unit.session, self.owner, now=time.time(), seconds=lease, is_dead=self._owner_is_dead)
+            leads = await repository.lead(unit.session, self.owner, now=time.time(), seconds=lease, is_dead=is_known_dead)
         if leads != self._leads:
-            log.info("replicas_led" if leads else "replicas_led_elsewhere", owner=self.owner)
+            log.info("replicas_planned_here" if leads else "replicas_planned_elsewhere", owner=self.owner)
         self._leads, self._lease_checked = leads, asked
         return leads
 
-    def _owner_is_dead(self, owner: str) -> bool:
-        """Known only of processes on this machine."""
-        host, _, rest = owner.partition("/")
-        return host == self.owner.split("/")[0] and not runs_still(rest.rpartition("/")[0])
-
-    async def _end_runs(self) -> None:
-        """All of this process, now."""
-        runs, self._runs = self._runs, {}
-        for run in runs.values():
-            run.leave(hurried=True, grace_seconds=STOP_SECONDS)
-        if runs:
-            await asyncio.wait([run.task for run in runs.values()], timeout=2 * STOP_SECONDS)
-
-    def _prepare(self) -> None:
-        for folder in (self._replicas_folder, self._packages_folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._packages.clean()
-        for left in self._replicas_folder.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+    def _wake_here(self) -> None:
+        if self._here:
+            self._here.wake()

@@ -75,6 +75,25 @@ async def live_of_all_workspaces(session: AsyncSession) -> tuple[Sequence[Endpoi
     return (await session.execute(select(Endpoint).where(wanted))).scalars().all(), replicas
 
 
+async def seen_by_node_of_all_workspaces(session: AsyncSession, owner: str, node: str) -> Sequence[Replica]:
+    """What `owner` runs, and what waits on its node (empty: on any) for somebody to run it; oldest first."""
+    free = (Replica.owner == "") & (Replica.state == ReplicaState.STARTING) & (Replica.node == node if node else Replica.node != "")
+    query = select(Replica).where(col(Replica.owner).in_(("", owner)), Replica.state.in_(LIVE), (Replica.owner == owner) | free)
+    return (await session.execute(query.order_by(Replica.id))).scalars().all()
+
+
+async def live_of_owner(session: AsyncSession, owner: str) -> Sequence[Replica]:
+    """What `owner` runs, in all workspaces."""
+    query = select(Replica).where(Replica.owner == owner, Replica.state.in_(LIVE))
+    return (await session.execute(query.order_by(Replica.id))).scalars().all()
+
+
+async def renew_leases(session: AsyncSession, owner: str, expires: float) -> None:
+    """Of all that `owner` runs."""
+    query = update(Replica).where(Replica.owner == owner, Replica.state.in_(LIVE)).values(lease_expires=expires)
+    await session.execute(query)
+
+
 async def states_of_all_workspaces(session: AsyncSession) -> tuple[dict[str, int], dict[str, int]]:
     """How many endpoints that are not deleted, and how many replicas that have not ended, are in each."""
     endpoints = select(Endpoint.state, func.count()).where(col(Endpoint.delete_time).is_(None)).group_by(Endpoint.state)
@@ -112,7 +131,7 @@ async def forget_before(session: AsyncSession, *, replicas: float, batches: floa
 
 
 async def lead(session: AsyncSession, holder: str, *, now: float, seconds: float, is_dead: Callable[[str], bool]) -> bool:
-    """Takes or keeps the lease to run replicas; a holder that is known to be dead loses it before its time."""
+    """Takes or keeps the lease to plan; a holder that is known to be dead loses it before its time."""
     row = (await session.execute(select(leases).where(leases.c.name == LEADER))).first()
     if row is None:
         await session.execute(insert(leases).values(name=LEADER, holder=holder, token=1, expires=now + seconds))

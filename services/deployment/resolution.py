@@ -16,9 +16,9 @@ LOOK_SECONDS = 0.5
 
 
 class Resolver:
-    """`answers` says of a ready replica whether it can be asked."""
+    """`answers` says of a ready replica whether it can be asked, as far as this process knows."""
 
-    def __init__(self, database: Database, changes: Changes, answers: Callable[[Replica], bool]) -> None:
+    def __init__(self, database: Database, changes: Changes, answers: Callable[[Replica], bool] = lambda replica: True) -> None:
         self._database, self._changes, self._answers = database, changes, answers
 
     async def resolve(self, workspace: str, name: str, wait_seconds: float) -> list[Replica]:

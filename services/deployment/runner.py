@@ -1,6 +1,6 @@
-"""One replica, from its allocation to its end: a task that holds the process and writes down what becomes of it.
+"""One replica, from its claim to its end: a task that holds the process and writes down what becomes of it.
 
-Knows the launcher and compute; which replicas there should be is the reconciler's affair.
+Knows the launcher and compute; which replicas there should be, and where, is the reconciler's affair.
 """
 
 import asyncio
@@ -9,22 +9,21 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from opentelemetry import trace
 
-from lepton.compute.v1.allocation_pb2 import ALLOCATION_STATE_GRANTED, Allocation
-from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, RenewAllocationRequest
+from lepton.compute.v1.compute_service_pb2 import ReleaseAllocationRequest, RenewAllocationRequest
 from libs import telemetry
 from libs.db import Database
-from libs.errors import AppError, Conflict, NotFound, Transient
+from libs.errors import AppError, Conflict, NotFound
 from libs.launcher import Exit, Launch, Launcher, LaunchError, Process
 from libs.rpc import Client, acting_for
-from services.deployment import wire
 from services.deployment.changes import Changes
 from services.deployment.domain.resources import CORE_MILLIS, MIB
 from services.deployment.handlers import replicas
@@ -33,13 +32,13 @@ from services.deployment.settings import Settings
 from services.deployment.tables import Endpoint, Replica
 
 log = structlog.get_logger()
+Found = TypeVar("Found")
 
-HOST = "127.0.0.1"
 TOKEN = "LEPTON_REPLICA_TOKEN"
-ASK_AGAIN_SECONDS = 2.0
 MISSED_PROBES = 3
 LOG_TAIL_BYTES = 600
-WRITE_TRIES = 5
+RELEASE_SECONDS = 2.0
+WRITE_PAUSE_SECONDS = 2.0
 _LOOK_SECONDS = 0.01
 
 
@@ -49,16 +48,17 @@ Probe = Callable[[str, int, str, float], Awaitable[bool]]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every run works with. `owner` names this process in the rows; `wake` makes the reconciler look."""
+    """What every run works with. `owner` names this process in the rows; `folder` holds one of each replica; `ended` hears of each end."""
 
     owner: str
     database: Database
     compute: Client
     launcher: Launcher
     packages: PackageCache
+    folder: Path
     changes: Changes
     settings: Settings
-    wake: Callable[[], None]
+    ended: Callable[[], None]
     probe: Probe
 
 
@@ -75,17 +75,18 @@ class Unwanted(Exception):
 
 
 class Run:
-    """Begins at once. `replica` and `endpoint` are as they were then; what becomes of them is in the database."""
+    """Begins at once. `replica` and `endpoint` are as they were when it was claimed; what becomes of them is in the database."""
 
     def __init__(self, around: Surroundings, replica: Replica, endpoint: Endpoint) -> None:
         self._around, self._replica, self._endpoint = around, replica, endpoint
-        self._where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id}
+        self._where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": around.owner}
         self._log = log.bind(replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
-        self._folder = Path(around.settings.work_dir) / "replicas" / replica.id
+        self._folder = around.folder / replica.id
         self._process: Process | None = None
-        self._allocation_id = replica.allocation_id
+        self._port = 0
         self._token = secrets.token_urlsafe(32)
-        self._leaving, self._asked = asyncio.Event(), asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._tended: asyncio.Task[None] | None = None
         self._hurried = False
         self._grace_seconds = around.settings.grace_seconds
         self.task = asyncio.create_task(self._run(), name=f"replica {replica.id}")
@@ -101,10 +102,6 @@ class Run:
         if grace_seconds is not None:
             self._grace_seconds = grace_seconds
         self._leaving.set()
-
-    def ask_again(self) -> None:
-        """Its allocation may have been granted."""
-        self._asked.set()
 
     async def _run(self) -> None:
         reason, error = "", None
@@ -126,78 +123,54 @@ class Run:
         if self._process:
             await self._process.stop(self._grace_seconds)
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
-        await self._write_end(reason, error)
+        # Before another replica asks for the room that this one had.
+        released = await self._release()
+        await self._write_end(reason, error, released)
 
     async def _live(self) -> None:
         parent = telemetry.extract({"traceparent": self._endpoint.traceparent})
         attributes = {telemetry.WORKSPACE: self._replica.workspace, "lepton.replica": self._replica.id}
         starting = telemetry.tracer().start_span("start replica", context=parent, attributes=attributes)
+        self._tended = asyncio.create_task(self._tend())
         try:
-            with trace.use_span(starting):
-                allocation = await self._allocated()
-            async with self._around.packages.hold(self._endpoint.files) as package:
+            async with AsyncExitStack() as stack:
                 with trace.use_span(starting):
-                    process, port = await self._launched(allocation, package)
+                    package = await self._while_wanted(stack.enter_async_context(self._around.packages.hold(self._endpoint.files)))
+                    process = await self._launched(package)
                 starting.end()
-                await self._serve(process, port)
+                await self._serve(process)
         finally:
+            self._tended.cancel()
+            await asyncio.gather(self._tended, return_exceptions=True)
             if starting.is_recording():
                 starting.end()
 
-    async def _allocated(self) -> Allocation:
-        """Once compute has granted it."""
-        needs = self._endpoint.needs
-        request = CreateAllocationRequest(
-            workspace=self._replica.workspace,
-            holder=self._replica.holder,
-            resources=wire.resources_message(needs),
-            lease_seconds=self._around.settings.allocation_lease_seconds,
-        )
-        while True:
-            self._asked.clear()
-            try:
-                allocation = await self._around.compute.CreateAllocation(request)
-            except Transient as error:
-                await self._note_waiting(error.detail)
-            else:
-                self._allocation_id = allocation.id
-                if allocation.state == ALLOCATION_STATE_GRANTED:
-                    return allocation
-                await self._note_waiting(allocation.reason or "waits for an allocation")
-            await self._pause()
-
-    async def _pause(self) -> None:
-        """Until it is worth asking again."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._asked, self._leaving)]
-        await asyncio.wait(waits, timeout=ASK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        self._require_wanted()
-
-    async def _launched(self, allocation: Allocation, package: Path) -> tuple[Process, int]:
-        """The process and its port, once it answers."""
+    async def _launched(self, package: Path) -> Process:
+        """The process, once it answers."""
         self._require_wanted()
         await asyncio.to_thread(self._folder.mkdir, 0o700, True, True)
         try:
-            self._process = process = await self._around.launcher.start(self._launch(allocation, package))
+            self._process = process = await self._around.launcher.start(self._launch(package))
         except LaunchError as error:
             raise Failed(AppError(str(error), code="process_failed")) from error
         async with self._around.database.unit() as unit:
-            started = {"allocation_id": allocation.id, "node": allocation.node, "owner": self._around.owner, "handle": process.handle}
-            wanted = await replicas.note_started(unit, **self._where, **started)
+            wanted = await replicas.note_started(unit, **self._where, handle=process.handle)
         if not wanted:
             raise Unwanted
-        port = await self._listening(process)
+        self._port = await self._listening(process)
         async with self._around.database.unit() as unit:
-            url = f"http://{HOST}:{port}"
-            wanted = await replicas.note_ready(unit, **self._where, url=url, token=self._token, now=time.time())
+            wanted = await replicas.note_ready(unit, **self._where, url=self._url(), token=self._token, now=time.time())
         if not wanted:
             raise Unwanted
         self._log.info("replica_ready", model=self._replica.model, seconds=round(time.time() - self._replica.create_time, 3))
         self._changed()
-        return process, port
+        return process
 
-    def _launch(self, allocation: Allocation, package: Path) -> Launch:
+    def _url(self) -> str:
+        host = self._around.settings.advertised_host
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+
+    def _launch(self, package: Path) -> Launch:
         endpoint, output = self._endpoint, self._folder / "log"
         threads = max(1, endpoint.cpu_millis // CORE_MILLIS)
         options = {
@@ -205,7 +178,7 @@ class Run:
             # Under /v2 an endpoint is the model, by its own name.
             "--model-name": endpoint.name,
             "--model-version": endpoint.model_version,
-            "--host": HOST,
+            "--host": self._around.settings.replica_host,
             "--port": 0,
             "--threads": threads,
             "--ready-file": self._folder / "ready",
@@ -217,7 +190,7 @@ class Run:
             {
                 TOKEN: self._token,
                 "OMP_NUM_THREADS": str(threads),
-                "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in allocation.devices),
+                "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in self._replica.devices),
                 # Where this code was found, it is found again.
                 "PYTHONPATH": ":".join(path for path in sys.path if path),
             },
@@ -240,47 +213,59 @@ class Run:
                 raise Failed(AppError(f"the replica did not answer within {seconds:g} s of its start", code="process_hung"))
             await asyncio.sleep(_LOOK_SECONDS)
         port = int(json.loads(await asyncio.to_thread(ready.read_bytes))["port"])
-        if not await self._around.probe(HOST, port, self._token, self._around.settings.probe_seconds):
+        if not await self._answers_at(port):
             raise Failed(AppError("the replica listens but does not answer its health check", code="process_hung"))
         return port
 
-    async def _serve(self, process: Process, port: int) -> None:
+    async def _answers_at(self, port: int) -> bool:
+        settings = self._around.settings
+        return await self._around.probe(settings.probed_host, port, self._token, settings.probe_seconds)
+
+    async def _serve(self, process: Process) -> None:
         """While it is wanted and lives. Always raises."""
         ended = asyncio.create_task(process.wait())
-        tended = asyncio.create_task(self._tend(port))
-        tasks: list[asyncio.Task[Any]] = [ended, tended, asyncio.create_task(self._leaving.wait())]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if self._leaving.is_set():
-                if not self._hurried:
-                    await asyncio.wait([ended], timeout=self._around.settings.route_seconds)
-                raise Unwanted
-            if ended.done():
-                raise Failed(await self._why(ended.result()))
-            tended.result()
+            await self._first(ended)
+            if self._leaving.is_set() and not self._hurried:
+                await asyncio.wait([ended], timeout=self._around.settings.route_seconds)
+            self._require_wanted()
+            raise Failed(await self._why(ended.result()))
         finally:
-            for task in tasks:
-                task.cancel()
+            ended.cancel()
 
-    async def _tend(self, port: int) -> None:
+    async def _tend(self) -> None:
         """Renews the allocation and looks whether it answers. Raises when it has to go."""
         settings, missed = self._around.settings, 0
         while True:
-            await asyncio.sleep(min(settings.allocation_lease_seconds / 3, settings.probe_seconds))
             await self._renew()
-            missed = 0 if await self._around.probe(HOST, port, self._token, settings.probe_seconds) else missed + 1
+            await asyncio.sleep(min(settings.allocation_lease_seconds / 3, settings.probe_seconds))
+            if self._port:
+                missed = 0 if await self._answers_at(self._port) else missed + 1
             if missed >= MISSED_PROBES:
                 self._grace_seconds = 0
                 raise Failed(AppError(f"the replica did not answer {missed} health checks in a row", code="process_hung"))
 
     async def _renew(self) -> None:
         try:
-            await self._around.compute.RenewAllocation(RenewAllocationRequest(id=self._allocation_id))
+            await self._around.compute.RenewAllocation(RenewAllocationRequest(id=self._replica.allocation_id))
         except (Conflict, NotFound) as error:
             self._grace_seconds = 0
             raise Unwanted(f"its allocation is over: {error.detail}") from error
         except AppError as error:
             self._log.warning("allocation_not_renewed", error=str(error))
+
+    async def _release(self) -> bool:
+        """Whether compute has its allocation back; the reconciler tries again what failed."""
+        try:
+            request = ReleaseAllocationRequest(id=self._replica.allocation_id)
+            with acting_for(self._replica.workspace):
+                await self._around.compute.ReleaseAllocation(request, timeout=RELEASE_SECONDS)
+        except NotFound:
+            self._log.info("allocation_unknown", allocation_id=self._replica.allocation_id)
+        except AppError as error:
+            self._log.warning("allocation_release_put_off", error=str(error))
+            return False
+        return True
 
     async def _why(self, exit: Exit) -> AppError:
         """What an end that nobody asked for means to the endpoint's owner."""
@@ -292,37 +277,51 @@ class Run:
         said = telemetry.redacted(await asyncio.to_thread(_tail, self._folder / "log"))
         return AppError(f"the replica ended: {exit}" + (f"; it said: {said}" if said else ""), code="process_failed")
 
-    async def _note_waiting(self, reason: str) -> None:
-        async with self._around.database.unit() as unit:
-            await replicas.note_waiting(unit, **self._where, allocation_id=self._allocation_id, reason=reason, now=time.time())
-        self._changed()
-
-    async def _write_end(self, reason: str, error: AppError | None) -> None:
-        for attempt in range(WRITE_TRIES):
+    async def _write_end(self, reason: str, error: AppError | None, released: bool) -> None:
+        """As long as it takes: a row says of a process that it runs."""
+        problem, tries = error.as_dict() if error else None, 0
+        while True:
             try:
                 async with self._around.database.unit() as unit:
-                    await replicas.note_ended(
-                        unit,
-                        **self._where,
-                        reason=reason,
-                        now=time.time(),
-                        allocation_id=self._allocation_id,
-                        error=error.as_dict() if error else None,
-                    )
+                    await replicas.note_ended(unit, **self._where, reason=reason, now=time.time(), released=released, error=problem)
                 break
-            except AppError as failure:
-                # The reconciler will find a row without a process.
-                self._log.warning("replica_end_not_written", tries=attempt + 1, error=str(failure))
-                await asyncio.sleep(0.2 * attempt)
+            except Exception as failure:
+                tries += 1
+                self._log.warning("replica_end_not_written", tries=tries, error=str(failure))
+                await asyncio.sleep(min(WRITE_PAUSE_SECONDS, 0.1 * 2**tries))
         self._changed()
-        self._around.wake()
+        self._around.ended()
 
     def _changed(self) -> None:
         self._around.changes.notify(self._replica.workspace, self._replica.endpoint)
 
     def _require_wanted(self) -> None:
+        """Raises what says that it has to go."""
         if self._leaving.is_set():
             raise Unwanted
+        if self._tended and self._tended.done():
+            self._tended.result()
+
+    async def _first(self, task: "asyncio.Task[Any]") -> None:
+        """Returns when the task has ended, or it has to go."""
+        assert self._tended
+        leaving = asyncio.create_task(self._leaving.wait())
+        try:
+            await asyncio.wait([task, self._tended, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+
+    async def _while_wanted(self, work: Coroutine[Any, Any, Found]) -> Found:
+        """What the work answers; it is broken off when the replica has to go."""
+        task = asyncio.create_task(work)
+        try:
+            await self._first(task)
+            self._require_wanted()
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
 
 
 async def is_healthy(host: str, port: int, token: str, seconds: float) -> bool:

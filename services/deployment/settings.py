@@ -1,8 +1,16 @@
 """Settings of the deployment service."""
 
+import re
+import socket
+from ipaddress import ip_address
+from typing import Self
+
+from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.service import ServiceSettings
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
 class Settings(ServiceSettings):
@@ -10,13 +18,24 @@ class Settings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="LEPTON_DEPLOYMENT_")
 
-    # Folders of replicas and cached model packages; on the file system of the artifact store, files need not be copied.
+    # Folders of replicas and cached model packages, of one process alone. On the file system of the artifact store, files need not be
+    # copied.
     work_dir: str = "/tmp/lepton-deployment"  # noqa: S108
     # Packages that no replica uses are dropped, the longest unused first, beyond so many bytes.
     cache_bytes: int = 10 * 2**30
     reconcile_seconds: float = 1.0
-    # The instance that runs replicas loses them to another one when it is not heard of for so long.
+    # The instance that plans is followed by another one when it is not heard of for so long.
     leader_lease_seconds: float = 15.0
+    # Node whose replicas the node process runs; empty: of every node.
+    node: str = ""
+    # How often the node process looks for what it has to do.
+    poll_seconds: float = 0.25
+    # A node process that is not heard of for so long has lost its replicas.
+    owner_lease_seconds: float = 10.0
+    # Address that replicas listen on; 0.0.0.0 or :: are all of the machine's.
+    replica_host: str = "127.0.0.1"
+    # Name or address by which routers reach them; by default `replica_host`, and the machine's name where that is all addresses.
+    advertise_host: str = ""
     # Compute takes an allocation back that was not renewed for so long.
     allocation_lease_seconds: int = 30
     # From the start of a replica's process to its first answer.
@@ -27,3 +46,36 @@ class Settings(ServiceSettings):
     grace_seconds: float = 10.0
     # A replica that does not answer its health check in three turns of so many seconds is replaced.
     probe_seconds: float = 10.0
+
+    @model_validator(mode="after")
+    def _require_hosts(self) -> Self:
+        for name, host in (("REPLICA_HOST", self.replica_host), ("ADVERTISE_HOST", self.advertise_host or self.replica_host)):
+            if not _NAME.fullmatch(host) and not _is_address(host):
+                raise ValueError(f"{name} '{host}' is neither a host's name nor an address; a port or http:// does not belong into it")
+        if _is_every_address(self.advertise_host):
+            raise ValueError(f"ADVERTISE_HOST '{self.advertise_host}' is no address that anybody can reach; name this machine")
+        return self
+
+    @property
+    def advertised_host(self) -> str:
+        """What stands in a replica's URL."""
+        return self.advertise_host or (socket.gethostname() if _is_every_address(self.replica_host) else self.replica_host)
+
+    @property
+    def probed_host(self) -> str:
+        """Where this process itself reaches a replica."""
+        if not _is_every_address(self.replica_host):
+            return self.replica_host
+        return "::1" if ":" in self.replica_host else "127.0.0.1"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_every_address(host: str) -> bool:
+    return _is_address(host) and ip_address(host).is_unspecified

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, MetaData, Text, text
+from sqlalchemy import JSON, BigInteger, Column, Float, Index, MetaData, Text, text
 from sqlmodel import Field, SQLModel
 
 from services.deployment.domain.resources import Needs
@@ -85,6 +85,7 @@ class Replica(Table, table=True):
         Index("replicas_by_endpoint", "endpoint_id", "id"),
         Index("replicas_by_state", "state"),
         Index("replicas_by_allocation", "allocation_id"),
+        Index("replicas_by_owner", "owner", "state"),
     )
 
     id: str = Field(primary_key=True)
@@ -98,12 +99,17 @@ class Replica(Table, table=True):
     reason: str = Field(default="", sa_column=Column(Text, nullable=False))
     # Drained without waiting for routers to hear of it: they ask no more.
     hurried: bool = False
-    # Which service process runs it, and by which name its launcher knows it.
+    # Which process runs it, and by which name its launcher knows it. Nobody takes a replica over: one that is handed back or lost ends,
+    # and another takes its place. So whoever writes under (id, owner) is fenced off from those before and after.
     owner: str = ""
     handle: str = ""
+    # Until then its owner is believed to live without having said so again.
+    lease_expires: float = Field(default=0.0, sa_column=Column(Float, nullable=False, server_default="0"))
     # Empty once it is given back.
     allocation_id: str = ""
+    # Where the allocation was granted, and which devices with it; empty while it waits.
     node: str = ""
+    devices: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
     url: str = ""
     # What a router proves itself with; empty before it is ready and after its end.
     token: str = Field(default="", repr=False)
@@ -120,6 +126,15 @@ class Replica(Table, table=True):
     def holder(self) -> str:
         """The name that compute knows its allocation by."""
         return f"endpoints/{self.endpoint}/replicas/{self.id}"
+
+    def place(self, allocation_id: str, node: str, devices: list[int]) -> None:
+        """Where it has its allocation; an empty `node`: nowhere yet."""
+        self.allocation_id, self.node, self.devices = allocation_id, node, devices
+
+    def claim(self, owner: str, expires: float) -> None:
+        """`owner` runs it from now on."""
+        self.owner, self.lease_expires = owner, expires
+        self.reason = "its process is on its way"
 
     def end(self, reason: str, now: float) -> None:
         """It is gone, and so is its secret."""

@@ -124,7 +124,7 @@ def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
         InService("compute", compute.build_agent(compute_settings)),
         InService("data", data.build(DataSettings(**with_folder("data")), log)),
         InService("training", training.build(TrainingSettings(**with_folder("training")), log)),
-        InService("deployment", deployment.build(DeploymentSettings(**with_folder("deployment")), log)),
+        InService("deployment", deployment.build_embedded(DeploymentSettings(**with_folder("deployment")), log)),
         InService("marketplace", marketplace.build(MarketplaceSettings(**wiring.of("marketplace")), log)),
         InService("gateway", Gateway(gateway_settings)),
     ]

@@ -1,4 +1,4 @@
-"""What is written about replicas by the reconciler, by those who run them, and by members who want others."""
+"""What is written about replicas by the reconciler, by the nodes that run them, and by members who want others."""
 
 from typing import Any
 
@@ -54,27 +54,63 @@ async def settle(unit: Unit, endpoint: Endpoint, live: list[Replica], *, now: fl
 
 
 async def note_waiting(unit: Unit, *, workspace: str, id: str, allocation_id: str, reason: str, now: float) -> None:
-    """Its allocation is in the queue."""
-    replica = await repository.find_replica(unit.session, workspace, id)
-    if replica and replica.state == ReplicaState.STARTING and (replica.reason, replica.allocation_id) != (reason, allocation_id):
-        replica.reason, replica.allocation_id = reason, allocation_id
+    """Its allocation is in the queue, perhaps again."""
+    replica = await _unclaimed(unit, workspace, id, allocation_id)
+    if replica is None:
+        return
+    if (replica.reason, replica.allocation_id, replica.node) != (reason, allocation_id, ""):
+        replica.place(allocation_id, "", [])
+        replica.reason = reason
         await _settle_around(unit, replica, now)
 
 
-async def note_started(unit: Unit, *, workspace: str, id: str, allocation_id: str, node: str, owner: str, handle: str) -> bool:
-    """Its process runs. False where it is no longer wanted."""
+async def note_granted(
+    unit: Unit,
+    *,
+    workspace: str,
+    id: str,
+    allocation_id: str,
+    node: str,
+    devices: list[int],
+    owner: str,
+    expires: float,
+    now: float,
+) -> None:
+    """Its allocation is on `node`; `owner` runs it, or, where that is empty, a process there will take it."""
+    replica = await _unclaimed(unit, workspace, id, allocation_id)
+    if replica is None:
+        return
+    known = (replica.allocation_id, replica.node, replica.devices) == (allocation_id, node, devices)
+    replica.place(allocation_id, node, devices)
+    if owner:
+        replica.claim(owner, expires)
+    elif not known:
+        replica.reason = f"waits for node {node} to start it"
+        await _settle_around(unit, replica, now)
+
+
+async def claim(unit: Unit, *, workspace: str, id: str, owner: str, expires: float) -> tuple[Replica, Endpoint] | None:
+    """`owner` runs it from now on, and what it serves; None where another process was faster, or it is wanted no longer."""
     replica = await repository.find_replica(unit.session, workspace, id)
-    if replica is None or replica.state == ReplicaState.ENDED:
+    if replica is None or replica.state != ReplicaState.STARTING or replica.owner not in ("", owner) or not replica.node:
+        return None
+    if not replica.owner:
+        replica.claim(owner, expires)
+    return replica, await repository.lock_endpoint(unit.session, workspace, replica.endpoint_id)
+
+
+async def note_started(unit: Unit, *, workspace: str, id: str, owner: str, handle: str) -> bool:
+    """Its process runs. False where it is no longer wanted."""
+    replica = await _owned(unit, workspace, id, owner)
+    if replica is None:
         return False
-    replica.allocation_id, replica.node, replica.owner, replica.handle = allocation_id, node, owner, handle
-    if replica.state == ReplicaState.STARTING:
-        replica.reason = "its process is on its way"
+    replica.handle = handle
     return replica.state == ReplicaState.STARTING
 
 
-async def note_ready(unit: Unit, *, workspace: str, id: str, url: str, token: str, now: float) -> bool:
+async def note_ready(unit: Unit, *, workspace: str, id: str, owner: str, url: str, token: str, now: float) -> bool:
     """It answers. False where it is no longer wanted."""
-    replica = await repository.find_replica(unit.session, workspace, id)
+    replica = await _owned(unit, workspace, id, owner)
     if replica is None or replica.state != ReplicaState.STARTING:
         return False
     replica.state, replica.reason, replica.url, replica.token, replica.ready_time = ReplicaState.READY, "", url, token, now
@@ -83,21 +119,39 @@ async def note_ready(unit: Unit, *, workspace: str, id: str, url: str, token: st
 
 
 async def note_ended(
-    unit: Unit, *, workspace: str, id: str, reason: str, now: float, allocation_id: str = "", error: dict[str, Any] | None = None
+    unit: Unit,
+    *,
+    workspace: str,
+    id: str,
+    owner: str,
+    reason: str,
+    now: float,
+    released: bool = False,
+    error: dict[str, Any] | None = None,
 ) -> None:
-    """It is gone. With an `error` that was its own doing, or the model's: the endpoint tries again, ever more rarely."""
-    replica = await repository.find_replica(unit.session, workspace, id)
-    if replica is None or replica.state == ReplicaState.ENDED:
-        return
-    ready_time, wanted = replica.ready_time, replica.state != ReplicaState.DRAINING
-    replica.allocation_id = allocation_id or replica.allocation_id
-    replica.end(reason, now)
-    endpoint = await repository.lock_endpoint(unit.session, replica.workspace, replica.endpoint_id)
-    if error and wanted and replica.revision == endpoint.revision:
-        endpoint.failures = 1 if was_proven(ready_time, now) else endpoint.failures + 1
-        endpoint.next_try_time = now + pause_after(endpoint.failures)
-        endpoint.error = error
-    await reconcile(unit, endpoint, now=now)
+    """It is gone, and so is its allocation where that is `released`.
+
+    With an `error` that was its own doing, or the model's: the endpoint tries again, ever more rarely.
+    """
+    replica = await _owned(unit, workspace, id, owner)
+    if replica:
+        await _end(unit, replica, reason=reason, now=now, released=released, error=error)
+
+
+async def bury(unit: Unit, *, seen: Replica, reason: str, now: float) -> None:
+    """Ends what nobody runs any more, unless its owner has been heard of since it was `seen`."""
+    replica = await _owned(unit, seen.workspace, seen.id, seen.owner)
+    if replica and (replica.state, replica.lease_expires) == (seen.state, seen.lease_expires):
+        await _end(unit, replica, reason=replica.reason if replica.state == ReplicaState.DRAINING else reason, now=now)
+
+
+async def hand_back(unit: Unit, *, owner: str, reason: str, expires: float, now: float) -> None:
+    """Takes all that `owner` runs out of routing; others take their place. It has until `expires` to end them."""
+    await repository.renew_leases(unit.session, owner, expires)
+    for replica in await repository.live_of_owner(unit.session, owner):
+        if replica.state != ReplicaState.DRAINING:
+            replica.state, replica.reason = ReplicaState.DRAINING, reason
+            await _reconcile_around(unit, replica, now)
 
 
 async def note_released(unit: Unit, *, workspace: str, id: str, allocation_id: str) -> None:
@@ -108,13 +162,49 @@ async def note_released(unit: Unit, *, workspace: str, id: str, allocation_id: s
 
 
 async def on_allocation_lost(unit: Unit, *, workspace: str, allocation_id: str, now: float) -> None:
-    """Compute took it back: what runs under it must end at once."""
+    """Compute took it back: what runs under it must end at once, and what nobody runs yet asks for another one."""
     replica = await repository.replica_of_allocation(unit.session, workspace, allocation_id)
     if replica is None:
+        return
+    if replica.state == ReplicaState.STARTING and not replica.owner:
+        reason = f"waits for an allocation: node {replica.node} did not start it in time"
+        await note_waiting(unit, workspace=workspace, id=replica.id, allocation_id="", reason=reason, now=now)
         return
     replica.state, replica.hurried = ReplicaState.DRAINING, True
     replica.reason = "its allocation was taken back: it was not renewed in time"
     await _reconcile_around(unit, replica, now)
+
+
+async def _unclaimed(unit: Unit, workspace: str, id: str, allocation_id: str) -> Replica | None:
+    """The replica while it wants an allocation; one that has none left to want gives this one back."""
+    replica = await repository.find_replica(unit.session, workspace, id)
+    if replica is None or replica.owner:
+        return None
+    if replica.state != ReplicaState.STARTING:
+        replica.allocation_id = allocation_id or replica.allocation_id
+        return None
+    return replica
+
+
+async def _owned(unit: Unit, workspace: str, id: str, owner: str) -> Replica | None:
+    """The replica while it lives and `owner` runs it, or nobody where that is empty."""
+    replica = await repository.find_replica(unit.session, workspace, id)
+    return replica if replica and replica.owner == owner and replica.state != ReplicaState.ENDED else None
+
+
+async def _end(
+    unit: Unit, replica: Replica, *, reason: str, now: float, released: bool = False, error: dict[str, Any] | None = None
+) -> None:
+    ready_time, wanted = replica.ready_time, replica.state != ReplicaState.DRAINING
+    if released:
+        replica.allocation_id = ""
+    replica.end(reason or replica.reason, now)
+    endpoint = await repository.lock_endpoint(unit.session, replica.workspace, replica.endpoint_id)
+    if error and wanted and replica.revision == endpoint.revision:
+        endpoint.failures = 1 if was_proven(ready_time, now) else endpoint.failures + 1
+        endpoint.next_try_time = now + pause_after(endpoint.failures)
+        endpoint.error = error
+    await reconcile(unit, endpoint, now=now)
 
 
 async def _reconcile_around(unit: Unit, replica: Replica, now: float) -> None:
