@@ -127,7 +127,7 @@ def _of_connecting(error: Exception, url: URL) -> AppError:
 
 
 _FULL, _READ_ONLY, _NO_SUCH_CHARACTER = "53100", "25006", ("22021", "22P05")
-# Connection lost; resources; shut down, cancelled, or another's turn; the disk; idle in a transaction, or too long in it.
+# Connection lost; resources; shut down or cancelled; the disk; another's turn; idle in a transaction, or too long in it.
 _PASSING = ("08", "53", "57", "58", "40", "55P03", "25P03", "25P04")
 
 

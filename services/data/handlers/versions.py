@@ -143,6 +143,8 @@ async def finish_version(unit: Unit, lease: Lease, made: Mapping[str, Any], dige
     try:
         dataset = await datasets.settle_kind(unit, version, made["kind"])
     except AppError as error:
+        if error.entry.retryable:
+            raise
         await _refuse(unit, version, error)
         return
     if dataset is None:
