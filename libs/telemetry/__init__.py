@@ -136,7 +136,7 @@ def _start_metrics(service: str, place: Place, listen: str) -> None:
     global _provider, _metrics_server
     if place.kind != "otlp" and not listen:
         return
-    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 
     from libs.telemetry.resource import resource_of
 
@@ -150,7 +150,7 @@ def _start_metrics(service: str, place: Place, listen: str) -> None:
         from libs.telemetry.otlp import metric_reader
 
         readers.append(metric_reader(place.at))
-    _provider = MeterProvider(readers, resource_of(service), shutdown_on_exit=False)
+    _provider = MeterProvider(readers, resource_of(service), AlwaysOffExemplarFilter(), shutdown_on_exit=False)
     bind_metrics(_provider.get_meter("lepton"))
 
 

@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from libs import telemetry
-from libs.telemetry.logs import configure_logs
+from libs.telemetry.logs import Line, _lines, configure_logs, send_logs, stop_logs
 from libs.telemetry.redaction import HIDDEN, redacted
 from libs.telemetry.sqlite import SqliteSink
-from libs.telemetry.tracing import _pipeline
+from libs.telemetry.tracing import _pipeline, start_tracing
 
 
 @pytest.fixture
@@ -262,6 +262,71 @@ def test_a_log_that_nobody_reads_does_no_harm(url: str) -> None:
 
     configure_logs("info", "json", Full())
     structlog.get_logger().info("still_here")
+
+
+def test_what_json_cannot_say_is_logged_all_the_same(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    structlog.get_logger().info("odd", path="/v1/\udc80", number=2**70, api_key="\udc80secret")
+    (line,) = lines()
+    assert (line["event"], line["path"], line["number"], line["api_key"]) == ("odd", "/v1/\udc80", 2**70, HIDDEN)
+
+
+class Kept:
+    """A sink of log lines that remembers them."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def write(self, batch: Sequence[Line]) -> None:
+        self.lines += batch
+
+    def close(self) -> None:
+        pass
+
+
+def test_lines_go_to_a_sink_too_but_not_those_of_what_carries_them(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    kept = Kept()
+    send_logs(kept)
+    with telemetry.tracer().start_as_current_span("work"):
+        trace_id = telemetry.current_trace_id()
+        structlog.get_logger().info("job_started", api_key="sk-123", words="x" * 100_000)
+    logging.getLogger("opentelemetry.exporter.otlp").critical("cannot be reached")
+    logging.getLogger("urllib3.connectionpool").warning("retrying")
+    stop_logs()
+    assert len(lines()) == 3
+    (line,) = kept.lines
+    assert (line.event["event"], line.event["api_key"], len(line.event["words"])) == ("job_started", HIDDEN, 16_384)
+    assert trace.format_trace_id(line.span.trace_id) == trace_id
+
+
+def test_a_sink_that_fails_is_mentioned_once_a_minute(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    class Away(Kept):
+        def write(self, batch: Sequence[Line]) -> None:
+            raise OSError("away")
+
+    send_logs(Away())
+    for n in range(5):
+        structlog.get_logger().info("work", n=n)
+        _lines.flush()
+    stop_logs()
+    assert [line["event"] for line in lines()].count("logs_dropped") == 1
+    assert _lines.dropped >= 5
+
+
+async def test_only_a_share_of_the_traces_is_kept_and_lines_lack_nothing(url: str, lines: Callable[[], list[dict[str, Any]]]) -> None:
+    start_tracing("platform", SqliteSink(Path(url.removeprefix("sqlite://"))), share=0.0)
+    traceparents = []
+    for parent in ({}, {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}):
+        with telemetry.tracer().start_as_current_span("work", telemetry.extract(parent), attributes={telemetry.WORKSPACE: "acme"}):
+            structlog.get_logger().info("job_started")
+            traceparents.append(telemetry.inject()["traceparent"])
+    telemetry.record_span({"name": "epoch", "start_ns": time.time_ns(), "end_ns": time.time_ns(), "traceparent": traceparents[0]})
+    dropped, kept = (line["trace_id"] for line in lines())
+    assert [line["workspace"] for line in lines()] == ["acme", "acme"]
+    assert [int(traceparent[-2:], 16) & 1 for traceparent in traceparents] == [0, 1]
+    assert [span.name for span in await spans(url, kept)] == ["work"]
+    assert await spans(url, dropped) == []
+    with pytest.raises(ValueError, match="must be a share between 0 and 1"):
+        telemetry.setup("platform", sample=1.5)
 
 
 def test_setting_up_is_cheap() -> None:
