@@ -47,7 +47,7 @@ env: ## Write .env with secrets of your own, for docker compose
 
 images-offline: env ## Build the images of the servers that compose.yaml names, where no image registry is within reach
 	@tools/images.sh
-	@tools/images.sh --env >> .env
+	@tools/images.sh --env | tools/env.sh --set
 
 lock: ## Make requirements/ from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@tools/lock.sh $(LOCK_ARGS)

@@ -1,10 +1,23 @@
 #!/usr/bin/env bash
 # Writes .env for compose.yaml: secrets that nobody else has, and which parts run. What is there already stays as it is.
+#
+#   tools/env.sh [FILE]
+#   tools/env.sh --set [FILE]    takes the lines NAME=VALUE of standard input in, instead of what the file says of these names
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+set=
+if [ "${1:-}" = --set ]; then set=1; shift; fi
 file=${1:-.env}
 umask 077
 touch "$file"
+
+if [ -n "$set" ]; then
+    lines=$(cat)
+    grep -v -E "^($(cut -d= -f1 <<<"$lines" | paste -s -d '|'))=" "$file" >"$file.new" || true
+    printf '%s\n' "$lines" >>"$file.new"
+    mv "$file.new" "$file"
+    exit
+fi
 
 has() { grep -q "^$1=" "$file"; }
 add() { has "$1" || printf '%s=%s\n' "$1" "$2" >>"$file"; }
