@@ -60,10 +60,12 @@ class Broker:
 
 
 @contextmanager
-def broker(*, protocol: str = "PLAINTEXT", environment: Mapping[str, str] | None = None, files: Path | None = None) -> Iterator[Broker]:
-    """A single broker in KRaft mode; clients come by `protocol` of the listener CLIENTS, and `files` lie in /files."""
+def broker(
+    *, protocol: str = "PLAINTEXT", environment: Mapping[str, str] | None = None, files: Path | None = None, port: int = 0
+) -> Iterator[Broker]:
+    """A single broker in KRaft mode with nothing in it; clients come by `protocol` of the listener CLIENTS, and `files` lie in /files."""
     require_docker()
-    port = free_port()
+    port = port or free_port()
     listeners = {
         "KAFKA_ADVERTISED_LISTENERS": f"CLIENTS://localhost:{port},INSIDE://localhost:9094",
         "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": f"CLIENTS:{protocol},CONTROLLER:PLAINTEXT,INSIDE:PLAINTEXT",

@@ -23,7 +23,7 @@ from libs.events.log import EventLogSettings
 log = structlog.get_logger()
 
 # How long start() looks for a broker, and how long a publish may take.
-CONNECT_SECONDS = 30.0
+CONNECT_SECONDS = 60.0
 PUBLISH_SECONDS = 10.0
 
 _partition_of = DefaultPartitioner()
@@ -94,10 +94,11 @@ class KafkaEventLog:
 
 async def _send(producer: AIOKafkaProducer, events: Sequence[Event]) -> None:
     """At most one batch a partition is on its way: of two, Kafka might keep the second and not the first."""
+    partitions = {topic: sorted(await producer.partitions_for(topic)) for topic in {event.topic for event in events}}
     waiting: dict[TopicPartition, deque[Event]] = defaultdict(deque)
     for event in events:
-        partitions = sorted(await producer.partitions_for(event.topic))
-        waiting[TopicPartition(event.topic, _partition_of(event.key.encode(), partitions, partitions))].append(event)
+        partition = _partition_of(event.key.encode(), partitions[event.topic], partitions[event.topic])
+        waiting[TopicPartition(event.topic, partition)].append(event)
     while waiting:
         batches = {place: _batch(producer, queue) for place, queue in waiting.items()}
         await asyncio.gather(*[await producer.send_batch(batch, tp.topic, partition=tp.partition) for tp, batch in batches.items()])
