@@ -20,6 +20,7 @@ from libs.db.infrastructure import outbox
 from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
 from libs.events import Event
 from libs.launcher import InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
+from libs.lifecycle import Lifecycle
 from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
@@ -188,6 +189,16 @@ class Embedded:
         self.node._folder.close()
 
 
+async def fail(node: Node) -> None:
+    """The node process stops dead: its replicas end with it, and nobody writes anything."""
+    await node._loop.stop()
+    for run in node._runs.values():
+        run.task.cancel()
+        if run._process:
+            await run._process.stop(0)
+    node._folder.close()
+
+
 async def _one(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
@@ -220,6 +231,16 @@ async def run_owner(database_url: str, work_dir: str, package: str, socket_folde
                 with acting_for("acme"):
                     await client.CreateEndpoint(deployment_service_pb2.CreateEndpointRequest(name="wdbc", model="wdbc@1", replicas=2))
             await asyncio.Event().wait()
+
+
+async def run_node(database_url: str, work_dir: str, package: str, name: str) -> None:
+    """A node process, until SIGTERM."""
+    async with migrated_database("services.deployment", database_url) as database:
+        settings = Settings(work_dir=work_dir, node=name)
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        await ship(world, Path(package))
+        node = Node(database, world.peers.compute, SubprocessLauncher(), world.store, world.changes, settings)
+        await Lifecycle([node]).run()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from services.deployment.handlers import replicas
 from services.deployment.package_cache import PackageCache
 from services.deployment.runner import Probe, Run, Surroundings, is_healthy
 from services.deployment.settings import Settings
-from services.deployment.tables import Replica
+from services.deployment.tables import Endpoint, Replica
 from services.deployment.work_folder import WorkFolder
 
 log = structlog.get_logger()
@@ -102,6 +102,11 @@ class Node:
         """Whether it takes what is granted on that node."""
         return not self._stopping and self._settings.node in ("", node)
 
+    def begin(self, replica: Replica, endpoint: Endpoint) -> None:
+        """Runs what was claimed for it, unless it does already."""
+        if replica.id not in self._runs and not self._stopping:
+            self._runs[replica.id] = Run(self._around, replica, endpoint)
+
     def lease_expires(self) -> float:
         """Until when what it claims now is believed to be run."""
         return time.time() + self._settings.owner_lease_seconds
@@ -114,12 +119,13 @@ class Node:
     async def step(self) -> None:
         """One look at the rows."""
         await self._say_alive()
+        runs = dict(self._runs)
         async with self._database.read() as session:
             rows = await repository.seen_by_node_of_all_workspaces(session, self.owner, self._settings.node)
         for replica in rows:
             await self._tend(replica)
         seen = {replica.id for replica in rows}
-        for id, run in list(self._runs.items()):
+        for id, run in runs.items():
             if id in seen:
                 continue
             if run.task.done():
@@ -144,7 +150,7 @@ class Node:
         async with self._database.unit() as unit:
             claimed = await replicas.claim(unit, workspace=replica.workspace, id=replica.id, owner=self.owner, expires=self.lease_expires())
         if claimed:
-            self._runs[replica.id] = Run(self._around, *claimed)
+            self.begin(*claimed)
 
     async def _say_alive(self) -> None:
         if not self._runs or time.monotonic() - self._said < self._settings.owner_lease_seconds / 3:

@@ -1,5 +1,6 @@
 """Real replicas: they answer soon, are replaced when they are killed, and end with whoever ran them."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,20 +16,24 @@ import pytest
 import torch
 
 from lepton.deployment.v1 import deployment_service_pb2 as pb
+from libs.launcher import InMemoryLauncher
 from libs.modelkit import package as packages
 from libs.modelkit.export import export
 from libs.modelkit.package import Package
 from libs.modelkit.preprocessing import fit_table
 from libs.modelkit.target import fit_target
 from libs.rpc import Client, acting_for
+from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
 from services.deployment import repository
-from services.deployment.conftest import World, running, serving, ship
+from services.deployment.conftest import Accounts, Compute, Training, World, running, serving, ship
 from services.deployment.runner import is_healthy
+from services.deployment.settings import Settings
 from services.deployment.tables import Endpoint, Replica
 
 Eventually = Callable[..., Any]
 OWNER = "import asyncio, sys; from services.deployment.conftest import run_owner; asyncio.run(run_owner(*sys.argv[1:]))"
+NODE = "import asyncio, sys; from services.deployment.conftest import run_node; asyncio.run(run_node(*sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,55 @@ async def test_kill_9_of_the_platform_ends_replicas_and_the_next_one_starts_them
         return not any(psutil.pid_exists(pid) for pid in after)
 
     await eventually(all_gone, 10)
+
+
+async def test_replicas_outlive_a_node_process_elsewhere_whether_it_is_stopped_or_killed(
+    package: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/deployment.db"
+    settings = Settings(reconcile_seconds=0.1)
+    nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(name: str) -> None:
+        nodes[name] = subprocess.Popen([sys.executable, "-c", NODE, url, tmp_path / name, package, name])
+
+    async def replaced(before: pb.ReplicaAddress) -> pb.ReplicaAddress | None:
+        found = await resolve(deployment)
+        return found if found.id != before.id and await answers(found) else None
+
+    async def gone(pid: int) -> bool:
+        return not psutil.pid_exists(pid)
+
+    async with migrated_database("services.deployment", url) as database:
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        await ship(world, package)
+        planner = world.planner()
+        await planner.start()
+        start("n1")
+        try:
+            async with serving(world, planner, tmp_path) as deployment:
+                with acting_for("acme"):
+                    await deployment.CreateEndpoint(pb.CreateEndpointRequest(name="wdbc", model="wdbc@1"))
+                first = await resolve(deployment)
+                assert await answers(first)
+                first_pid = pid_of(first)
+                start("n2")
+                world.compute.node = "n2"
+                nodes["n1"].send_signal(signal.SIGTERM)
+                second = await eventually(lambda: replaced(first), 40)
+                assert await asyncio.to_thread(nodes["n1"].wait, 15) == 0
+                await eventually(lambda: gone(first_pid), 10)
+                start("n3")
+                second_pid, world.compute.node = pid_of(second), "n3"
+                nodes["n2"].kill()
+                nodes["n2"].wait()
+                await eventually(lambda: replaced(second), 40)
+                await eventually(lambda: gone(second_pid), 10)
+        finally:
+            for node in nodes.values():
+                node.kill()
+                node.wait()
+            await planner.stop()
 
 
 async def _others(look: Callable[[], Any], before: list[int]) -> list[int]:

@@ -155,7 +155,8 @@ class Reconciler:
             token = context.attach(telemetry.extract({"traceparent": endpoint.traceparent}))
             try:
                 with acting_for(replica.workspace):
-                    await self._note(replica, await self._peers.compute.CreateAllocation(self._request(replica, endpoint)))
+                    allocation = await self._peers.compute.CreateAllocation(self._request(replica, endpoint))
+                    await self._note(replica, endpoint, allocation)
             except Transient as error:
                 if not replica.node:
                     await self._note_waiting(replica, replica.allocation_id, error.detail)
@@ -174,7 +175,7 @@ class Reconciler:
             lease_seconds=self._settings.allocation_lease_seconds,
         )
 
-    async def _note(self, replica: Replica, allocation: Allocation) -> None:
+    async def _note(self, replica: Replica, endpoint: Endpoint, allocation: Allocation) -> None:
         """Writes where it was granted, so that the node begins, or why it waits."""
         if allocation.state != ALLOCATION_STATE_GRANTED:
             await self._note_waiting(replica, allocation.id, allocation.reason or "waits for an allocation")
@@ -183,10 +184,10 @@ class Reconciler:
         granted: dict[str, Any] = {"allocation_id": allocation.id, "node": allocation.node, "devices": list(allocation.devices)}
         owner, expires = (here.owner, here.lease_expires()) if here else ("", 0.0)
         async with self._database.unit() as unit:
-            unit.after_commit(self._wake_here)
-            await replicas.note_granted(
-                unit, workspace=replica.workspace, id=replica.id, **granted, owner=owner, expires=expires, now=time.time()
-            )
+            where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id}
+            claimed = await replicas.note_granted(unit, **where, **granted, owner=owner, expires=expires, now=time.time())
+        if here and claimed:
+            here.begin(claimed, endpoint)
 
     async def _note_waiting(self, replica: Replica, allocation_id: str, reason: str) -> None:
         async with self._database.unit() as unit:

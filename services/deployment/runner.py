@@ -39,7 +39,7 @@ MISSED_PROBES = 3
 LOG_TAIL_BYTES = 600
 RELEASE_SECONDS = 2.0
 WRITE_PAUSE_SECONDS = 2.0
-_LOOK_SECONDS = 0.01
+_LOOK_SECONDS = 0.004
 
 
 # host, port, token, seconds → whether it answers.

@@ -75,18 +75,20 @@ async def note_granted(
     owner: str,
     expires: float,
     now: float,
-) -> None:
-    """Its allocation is on `node`; `owner` runs it, or, where that is empty, a process there will take it."""
+) -> Replica | None:
+    """Its allocation is on `node`. `owner` runs it from now on, and gets it; where that is empty a process there will take it."""
     replica = await _unclaimed(unit, workspace, id, allocation_id)
     if replica is None:
-        return
+        return None
     known = (replica.allocation_id, replica.node, replica.devices) == (allocation_id, node, devices)
     replica.place(allocation_id, node, devices)
     if owner:
         replica.claim(owner, expires)
-    elif not known:
+        return replica
+    if not known:
         replica.reason = f"waits for node {node} to start it"
         await _settle_around(unit, replica, now)
+    return None
 
 
 async def claim(unit: Unit, *, workspace: str, id: str, owner: str, expires: float) -> tuple[Replica, Endpoint] | None:
