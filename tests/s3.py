@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -12,6 +13,7 @@ from minio import Minio
 from pydantic import SecretStr
 from testcontainers.core.container import DockerContainer
 
+from libs.rpc import TlsSettings
 from libs.storage import StorageSettings
 from tests.backends import image, require_docker, until
 from tests.platform import free_port
@@ -25,11 +27,13 @@ class S3Server:
 
     container: DockerContainer
     address: str
+    ca_file: str = ""
 
     def settings(self, **changes: object) -> StorageSettings:
         """Buckets with a prefix that no other test has, and short time limits."""
         words = {
-            "url": f"s3+http://{self.address}",
+            "url": f"{'s3' if self.ca_file else 's3+http'}://{self.address}",
+            "ca_file": self.ca_file,
             "access_key": ACCESS_KEY,
             "secret_key": SecretStr(SECRET_KEY),
             "bucket_prefix": f"t{uuid4().hex[:12]}-",
@@ -37,6 +41,11 @@ class S3Server:
             "read_seconds": 20.0,
         }
         return StorageSettings(**{**words, **changes})
+
+    @property
+    def host(self) -> str:
+        """Where the ports of containers are reached."""
+        return self.address.partition(":")[0]
 
     @property
     def client(self) -> Minio:
@@ -51,8 +60,8 @@ class S3Server:
         self.wait()
 
     def wait(self) -> None:
-        until(lambda: httpx.get(f"http://{self.address}/", timeout=2).status_code, f"S3 at {self.address}")
-        until(lambda: self.client.list_buckets() is not None, f"S3 at {self.address}")
+        url = f"{'https' if self.ca_file else 'http'}://{self.address}/"
+        until(lambda: httpx.get(url, timeout=2, verify=False).status_code in (200, 403), f"S3 at {self.address}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -73,23 +82,26 @@ def minio_server() -> Iterator[S3Server]:
 
 
 @contextmanager
-def versitygw_server() -> Iterator[S3Server]:
-    """versitygw on a folder, listening."""
+def versitygw_server(tls: TlsSettings | None = None) -> Iterator[S3Server]:
+    """versitygw on a folder, listening; with a certificate it speaks TLS."""
     environment = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     name = os.environ.get("LEPTON_VERSITYGW_IMAGE") or "versity/versitygw:v1.8.0"
-    with _served(name, 7070, environment, ["--port", ":7070", "--quiet", "posix", "/data"]) as server:
+    options = ["--cert", tls.cert_file, "--key", tls.key_file] if tls else []
+    with _served(name, 7070, environment, ["--port", ":7070", "--quiet", *options, "posix", "/data"], tls) as server:
         yield server
 
 
 @contextmanager
-def _served(name: str, port: int, environment: dict[str, str], command: list[str]) -> Iterator[S3Server]:
+def _served(name: str, port: int, environment: dict[str, str], command: list[str], tls: TlsSettings | None = None) -> Iterator[S3Server]:
     require_docker()
     outside = free_port()
     container = DockerContainer(name).with_bind_ports(port, outside).with_command(command)
     for key, value in environment.items():
         container = container.with_env(key, value)
+    if tls:
+        container = container.with_volume_mapping(str(Path(tls.cert_file).parent), str(Path(tls.cert_file).parent), "ro")
     with container:
-        server = S3Server(container, f"{container.get_container_host_ip()}:{outside}")
+        server = S3Server(container, f"{container.get_container_host_ip()}:{outside}", tls.ca_file if tls else "")
         server.wait()
         yield server
 

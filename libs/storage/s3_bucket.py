@@ -19,7 +19,7 @@ from minio.error import S3Error
 from minio.helpers import check_bucket_name
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, Expiration, LifecycleConfig, Rule
 
-from libs.errors import AppError, NotFound, Transient
+from libs.errors import NotFound, Transient
 from libs.storage.s3_errors import errors_in_words
 from libs.storage.store import StorageSettings, Stored, checked, digest_of
 
@@ -120,20 +120,18 @@ class Bucket:
         with self.client() as client, _suppress_code("NoSuchUpload"):
             client._abort_multipart_upload(self.name, name, upload)
 
-    def copy(self, source: str, target: str, size: int) -> None:
+    def copy(self, source: str, target: str, size: int, piece: int = COPY_BYTES) -> None:
         """On the server, by the piece; makes an object new when it is copied onto itself."""
-        pieces = [
-            ComposeSource(self.name, source, offset=start, length=min(COPY_BYTES, size - start)) for start in range(0, size, COPY_BYTES)
-        ]
+        pieces = [ComposeSource(self.name, source, offset=start, length=min(piece, size - start)) for start in range(0, size, piece)]
         with self.client() as client:
             client.compose_object(self.name, target, pieces)
             self._require_whole(client, target, size)
 
-    def refresh(self, name: str, size: int) -> None:
+    def refresh(self, name: str, size: int, older: float = FRESH_SECONDS) -> None:
         """Makes an object new that was put just now, where the server takes it for an old one."""
         with self.client() as client:
             found = client.stat_object(self.name, name)
-        if _idle(found) > FRESH_SECONDS:
+        if _idle(found) > older:
             self.copy(name, name, size)
 
     def remove(self, name: str) -> None:
@@ -176,6 +174,11 @@ class Bucket:
         }
         return self._public.get_presigned_url("GET", self.name, name, timedelta(seconds=seconds), headers)
 
+    def clear_leftovers(self, older: timedelta = LEFT_AFTER) -> None:
+        """Removes what uploads left that were killed."""
+        with self.client():
+            self._clear_leftovers(older)
+
     def _require_whole(self, client: Minio, name: str, size: int) -> None:
         """A server may fail after it has begun to answer 200."""
         with _suppress_code("NoSuchKey"):
@@ -193,7 +196,7 @@ class Bucket:
                 self._make()
             try:
                 self._set_rule()
-                self._clear_leftovers()
+                self._clear_leftovers(LEFT_AFTER)
             except S3Error as error:
                 log.warning("artifact_leftovers_kept", bucket=self.name, reason=error.code)
             self._ready.set()
@@ -204,10 +207,10 @@ class Bucket:
         except S3Error as error:
             if error.code == "BucketAlreadyOwnedByYou":
                 return
-            raise AppError(
-                f"the artifact store at {self.endpoint} has no bucket {self.name} and refuses to make it ({error.code}); make it there",
-                code="unavailable",
-            ) from error
+            if error.code != "AccessDenied":
+                raise
+            message = f"the artifact store at {self.endpoint} has no bucket {self.name} and refuses this key to make it; make it there"
+            raise Transient(message) from error
 
     def _set_rule(self) -> None:
         """Leftovers of killed processes go by the server's own hand, where it has one. An operator's rules are left alone."""
@@ -217,8 +220,8 @@ class Bucket:
         except S3Error as error:
             log.info("artifact_lifecycle_refused", bucket=self.name, reason=error.code)
 
-    def _clear_leftovers(self) -> None:
-        before = datetime.now(UTC) - LEFT_AFTER
+    def _clear_leftovers(self, older: timedelta) -> None:
+        before = datetime.now(UTC) - older
         for found in self._minio.list_objects(self.name, prefix=INCOMING, recursive=True):
             if found.object_name and found.last_modified and found.last_modified < before:
                 self._minio.remove_object(self.name, found.object_name)

@@ -10,6 +10,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, Ne
 from libs.errors import AppError, NotFound, Transient
 
 _FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "QuotaExceeded"}
+_KEY = {"AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 _REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "Redirect", "InvalidRegion"}
 
 
@@ -38,7 +39,7 @@ def _refusal(error: S3Error, store: str, bucket: str, digest: str) -> AppError:
         return Transient(f"{store} is in another region ({code}); check the setting `region`")
     if code == "NoSuchBucket":
         return Transient(f"{store} has no bucket {bucket} any more; try again, and it is made")
-    if status in (401, 403):
+    if code in _KEY or status in (401, 403):
         return Transient(
             f"{store} refuses the key ({code}); check access_key and secret_key, and that it may list, read, write and delete in {bucket}"
         )
