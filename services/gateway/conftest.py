@@ -57,7 +57,19 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, limits: Limits) -> AsyncIterator[World]:
+def datasets() -> InMemoryArtifactStore:
+    """As `limits`."""
+    return InMemoryArtifactStore()
+
+
+@pytest.fixture
+def models() -> InMemoryArtifactStore:
+    """As `limits`."""
+    return InMemoryArtifactStore()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore, models: InMemoryArtifactStore) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         behind = Behind()
         server = Server(f"unix:{tmp_path}/s", behind.registrations(), verifier=Verifier(PUBLIC))
@@ -67,7 +79,7 @@ async def world(tmp_path: Path, limits: Limits) -> AsyncIterator[World]:
         settings = GatewaySettings(
             port=0, peers=peers, identity=IdentitySettings(private_key=SecretStr(PRIVATE)), limits=limits, prediction_block=10
         )
-        datasets, models, traces = InMemoryArtifactStore(), InMemoryArtifactStore(), FakeTraces()
+        traces = FakeTraces()
         gateway = Gateway(settings, traces=traces, datasets=datasets, models=models)
         await gateway.start()
         stack.push_async_callback(gateway.stop)

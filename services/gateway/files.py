@@ -11,13 +11,19 @@ from libs.errors import AppError
 from libs.storage import ArtifactStore
 from services.gateway.problems import Problems
 
+# Less is sent from here sooner than a client has found the store.
+DIRECT_BYTES = 1 << 20
+# Within this time a client begins; how long it then takes is its own affair.
+DIRECT_SECONDS = 300
+REDIRECT_HEADER = "x-lepton-redirect"
+DIRECT = f"A large file may be answered with its address in the artifact store, good for minutes; `{REDIRECT_HEADER}: no` asks for none."
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
 async def send_artifact(
     request: Request, store: ArtifactStore, artifact: resource_pb2.Artifact, file_name: str, media_type: str, problems: Problems
 ) -> Response:
-    """All of the bytes or the range that was asked for; raises NotFound when the store lacks them."""
+    """All of the bytes or the range that was asked for, or where clients may fetch them; raises NotFound when the store lacks them."""
     size = await store.stat(artifact.digest)
     tag = f'"{artifact.digest}"'
     headers = {
@@ -38,12 +44,23 @@ async def send_artifact(
             return problems.response(request.scope, error, status=416, headers={"content-range": f"bytes */{size}"})
         first, last = found
         headers["content-range"] = f"bytes {first}-{last}/{size}"
+    if size > DIRECT_BYTES and _may_redirect(request):
+        url = await store.download_url(artifact.digest, seconds=DIRECT_SECONDS, file_name=file_name, media_type=media_type)
+        if url is not None:
+            # The address is as good as a key.
+            return Response(status_code=307, headers={"location": url, "etag": tag, "cache-control": "no-store"})
     length = last - first + 1
     headers["content-length"] = str(length)
     status = 206 if "content-range" in headers else 200
     if request.method == "HEAD" or length == 0:
         return Response(status_code=status, headers=headers, media_type=media_type)
     return StreamingResponse(store.open(artifact.digest, offset=first, length=length), status, headers, media_type)
+
+
+def _may_redirect(request: Request) -> bool:
+    """The store does not know our entity tags, and its address is good for GET alone."""
+    headers = request.headers
+    return request.method == "GET" and "if-range" not in headers and headers.get(REDIRECT_HEADER, "").strip().lower() != "no"
 
 
 def _is_range(match: re.Match[str]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from lepton.common.v1 import resource_pb2
 from lepton.data.v1 import dataset_pb2
 from libs.errors import Invalid
-from libs.storage import digest_of
+from libs.storage import InMemoryArtifactStore, digest_of
 from libs.telemetry import Span
 from services.gateway.conftest import World
 from services.gateway.settings import Limits
@@ -115,6 +115,66 @@ async def test_files_of_a_model(world: World) -> None:
     assert (await world.client.get(base + "onnx/model.onnx")).content == b"weights"
     check_problem(await world.client.get(base + "../model.onnx"), 404, "not_found")
     check_problem(await world.client.get(base + "onnx/model.onx"), 404, "not_found")
+
+
+class Reached(InMemoryArtifactStore):
+    """A store that clients reach."""
+
+    asked: tuple[str, int, str, str] | None = None
+
+    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
+        self.asked = digest, seconds, file_name, media_type
+        return f"https://store.example/{digest}?signed"
+
+
+class TestRedirects:
+    @pytest.fixture
+    def datasets(self) -> Reached:
+        return Reached()
+
+    @pytest.fixture
+    def models(self) -> Reached:
+        return Reached()
+
+    async def test_a_large_file_is_fetched_from_the_store(self, world: World, datasets: Reached) -> None:
+        large = CSV * 200
+        await world.client.put("/v1/datasets/wdbc/content", content=large)
+        path = "/v1/datasets/wdbc/versions/1/content"
+        there = await world.client.get(path)
+        assert (there.status_code, there.content) == (307, b"")
+        assert there.headers["location"] == f"https://store.example/{digest_of(large)}?signed"
+        assert (there.headers["etag"], there.headers["cache-control"]) == (f'"{digest_of(large)}"', "no-store")
+        assert datasets.asked == (digest_of(large), 300, "wdbc-1.parquet", "application/vnd.apache.parquet")
+        assert (await world.client.get(path, headers={"range": "bytes=0-3"})).status_code == 307
+        assert (await world.client.get(path, headers={"range": "bytes=99999999-"})).status_code == 416
+        assert (await world.client.get(path, headers={"if-none-match": there.headers["etag"]})).status_code == 304
+
+    async def test_but_not_where_that_would_not_do(self, world: World) -> None:
+        large = CSV * 200
+        await world.client.put("/v1/datasets/wdbc/content", content=large)
+        path = "/v1/datasets/wdbc/versions/1/content"
+        assert (await world.client.get(path, headers={"x-lepton-redirect": "no"})).content == large
+        assert (await world.client.head(path)).status_code == 200
+        part = await world.client.get(path, headers={"range": "bytes=0-3", "if-range": f'"{digest_of(large)}"'})
+        assert (part.status_code, part.content) == (206, large[:4])
+        await upload(world)
+        assert (await world.client.get(path)).content == CSV
+
+    async def test_nor_to_another_workspace(self, world: World, datasets: Reached) -> None:
+        await world.client.put("/v1/datasets/wdbc/content", content=CSV * 200)
+        check_problem(await world.client.get("/v1/datasets/other/versions/1/content"), 404, "not_found")
+        nobody = await world.client.get("/v1/datasets/wdbc/versions/1/content", headers={"authorization": "Bearer nobody"})
+        check_problem(nobody, 401, "unauthenticated")
+        assert datasets.asked is None
+
+    async def test_files_of_a_model_too(self, world: World, models: Reached) -> None:
+        async def chunks() -> object:
+            yield bytes(2 << 20)
+
+        stored = await world.models.put(chunks())
+        world.behind.training.files = [resource_pb2.Artifact(digest=stored.digest, path="onnx/model.onnx")]
+        assert (await world.client.get("/v1/models/wdbc/versions/1/files/onnx/model.onnx")).status_code == 307
+        assert models.asked == (stored.digest, 300, "model.onnx", "application/octet-stream")
 
 
 async def read_events(world: World, last: str = "") -> list[str]:

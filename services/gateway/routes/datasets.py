@@ -17,7 +17,7 @@ from libs.rpc.schema import Schemas
 from libs.storage import ArtifactStore
 from services.gateway import documents
 from services.gateway.auth import require_role
-from services.gateway.files import send_artifact
+from services.gateway.files import DIRECT, send_artifact
 from services.gateway.messages import idempotency_key, json_response, query_values, read_chunks
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
@@ -151,7 +151,7 @@ def _describe_download(schemas: Schemas) -> dict[str, Any]:
         "datasets",
         "DownloadContent",
         "Download content",
-        description="The rows as Parquet. Takes single ranges; the entity tag is the digest.",
+        description="The rows as Parquet. Takes single ranges; the entity tag is the digest. " + DIRECT,
         parameters=[
             documents.parameter("path", "name", documents.NAME),
             documents.parameter("path", "number", schemas.field(fields["number"])),
@@ -161,5 +161,6 @@ def _describe_download(schemas: Schemas) -> dict[str, Any]:
             "200": documents.answer("The file.", PARQUET, binary),
             "206": documents.answer("The range that was asked for.", PARQUET, binary),
             "304": documents.answer("The entity tag in If-None-Match still holds."),
+            "307": documents.answer("GET the file at the address in Location, without the API key."),
         },
     )

@@ -13,7 +13,7 @@ from libs.rpc.names import descriptor_of
 from libs.rpc.schema import Schemas
 from libs.storage import ArtifactStore
 from services.gateway import documents
-from services.gateway.files import send_artifact
+from services.gateway.files import DIRECT, send_artifact
 from services.gateway.messages import query_values
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
@@ -54,7 +54,7 @@ def _describe(schemas: Schemas) -> dict[str, Any]:
         "models",
         "DownloadModelFile",
         "Download model file",
-        description="A file of the model package, such as its weights or its ONNX export. Takes single ranges.",
+        description="A file of the model package, such as its weights or its ONNX export. Takes single ranges. " + DIRECT,
         parameters=[
             documents.parameter("path", "name", documents.NAME),
             documents.parameter("path", "number", schemas.field(fields["number"])),
@@ -64,5 +64,6 @@ def _describe(schemas: Schemas) -> dict[str, Any]:
             "200": documents.answer("The file.", _BINARY, binary),
             "206": documents.answer("The range that was asked for.", _BINARY, binary),
             "304": documents.answer("The entity tag in If-None-Match still holds."),
+            "307": documents.answer("GET the file at the address in Location, without the API key."),
         },
     )
