@@ -109,7 +109,7 @@ class Background(Generic[T]):
         now = time.monotonic()
         if not self._warned or now - self._warned >= WARNING_SECONDS:
             self._warned = now
-            log.warning(f"{self._name}_dropped", count=self.dropped, exc_info=error)
+            log.warning(f"{self._name}_dropped", count=self.dropped, error=repr(error))
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():

@@ -4,6 +4,7 @@ Headers and certificates that a collector asks for are OpenTelemetry's own varia
 """
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,13 +49,13 @@ class SpanSink:
     """See Sink."""
 
     def __init__(self, at: str) -> None:
-        quieten()
         self._exporter = OTLPSpanExporter(f"{at}/v1/traces", timeout=TIMEOUT_SECONDS, compression=Compression.Gzip)
+        self._words = _Words(OTLPSpanExporter)
 
     def write(self, batch: Sequence[ReadableSpan]) -> None:
-        """Raises OSError where the collector did not take them."""
+        """Raises OSError, with the exporter's words, where the collector did not take them."""
         if self._exporter.export([_clean_span(span) for span in batch]) is not SpanExportResult.SUCCESS:
-            raise OSError("the collector did not take the spans")
+            raise OSError(f"the collector did not take the spans: {self._words.last()}")
 
     def close(self) -> None:
         """Also ends a try that is under way."""
@@ -65,29 +66,46 @@ class LogSink:
     """See Sink."""
 
     def __init__(self, at: str) -> None:
-        quieten()
         self._exporter = OTLPLogExporter(f"{at}/v1/logs", timeout=TIMEOUT_SECONDS, compression=Compression.Gzip)
+        self._words = _Words(OTLPLogExporter)
 
     def write(self, batch: Sequence[Line]) -> None:
-        """Raises OSError where the collector did not take them."""
+        """Raises OSError, with the exporter's words, where the collector did not take them."""
         if self._exporter.export([_record(line) for line in batch]) is not LogRecordExportResult.SUCCESS:
-            raise OSError("the collector did not take the log lines")
+            raise OSError(f"the collector did not take the log lines: {self._words.last()}")
 
     def close(self) -> None:
         """Also ends a try that is under way."""
         self._exporter.shutdown()
 
 
+class _Words(logging.Filter):
+    """Keeps what an exporter says of a failure from the log, where each try would be a line, for the one line that the queue makes."""
+
+    def __init__(self, exporter: type) -> None:
+        super().__init__()
+        self._said: deque[str] = deque(maxlen=2)
+        logger = logging.getLogger(exporter.__module__)
+        logger.filters[:] = [self]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        self._said.append(record.getMessage())
+        return False
+
+    def last(self) -> str:
+        """What was said since it was last asked."""
+        words = " ".join(self._said)
+        self._said.clear()
+        return words
+
+
 def metric_reader(at: str) -> MetricReader:
     """Sends all metrics every 15 s. What did not arrive is in the next sums."""
-    quieten()
+    # Where the collector is away, the spans say so.
+    logging.getLogger(OTLPMetricExporter.__module__).setLevel(logging.CRITICAL)
     exporter = OTLPMetricExporter(f"{at}/v1/metrics", timeout=TIMEOUT_SECONDS, compression=Compression.Gzip)
     return PeriodicExportingMetricReader(exporter, export_interval_millis=METRIC_MILLIS, export_timeout_millis=TIMEOUT_SECONDS * 1000)
-
-
-def quieten() -> None:
-    """What the exporters say of each failed try: the queue says once a minute what was lost."""
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
 
 def _clean_span(span: ReadableSpan) -> ReadableSpan:

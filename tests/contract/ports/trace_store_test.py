@@ -60,9 +60,9 @@ async def test_services_that_share_a_process_come_back_under_their_names(traces:
     tracer = telemetry.tracer()
     with tracer.start_as_current_span("POST /v1/jobs", attributes={telemetry.WORKSPACE: "acme", "url.path": "/v1/jobs"}) as root:
         trace_id = telemetry.current_trace_id()
-        with telemetry.as_service("training"), tracer.start_as_current_span("start", attributes={telemetry.SERVICE: "training"}):
-            with tracer.start_as_current_span("epoch", attributes={"n": 3, "share": 0.5, "last": True, "big": 2**53 + 1}):
-                pass
+        epoch = {"n": 3, "share": 0.5, "last": True, "big": 2**53 + 1}
+        with tracer.start_as_current_span("start", attributes={telemetry.SERVICE: "training"}):
+            tracer.start_span("epoch", attributes=epoch).end()
     found = {span.name: span for span in await traces.of(trace_id, 3)}
     assert {name: span.service for name, span in found.items()} == {
         "POST /v1/jobs": "platform",
@@ -73,7 +73,7 @@ async def test_services_that_share_a_process_come_back_under_their_names(traces:
     assert found["start"].parent_id == found["POST /v1/jobs"].span_id
     assert found["POST /v1/jobs"].parent_id == ""
     assert found["POST /v1/jobs"].attributes == {telemetry.WORKSPACE: "acme", "url.path": "/v1/jobs"}
-    assert found["epoch"].attributes == {telemetry.WORKSPACE: "acme", "n": 3, "share": 0.5, "last": True, "big": 2**53 + 1}
+    assert found["epoch"].attributes == {telemetry.WORKSPACE: "acme", **epoch}
     assert {span.trace_id for span in found.values()} == {trace_id}
     assert abs(found["POST /v1/jobs"].start_ns - root.start_time) < 1000  # type: ignore[attr-defined]
     assert abs(found["POST /v1/jobs"].end_ns - root.end_time) < 2000  # type: ignore[attr-defined]
