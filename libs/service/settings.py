@@ -1,5 +1,7 @@
 """The settings that every service has beside its own."""
 
+from pydantic import Field
+
 from libs.db import DatabaseSettings
 from libs.events import EventLogSettings
 from libs.rpc import IdentitySettings, PeerSettings, TlsSettings
@@ -17,7 +19,8 @@ class ServiceSettings(Settings):
     identity: IdentitySettings = IdentitySettings()
     peers: PeerSettings = PeerSettings()
     tls: TlsSettings = TlsSettings()
-    tasks_url: str = "memory://"
+    # May hold a password.
+    tasks_url: str = Field("memory://", repr=False)
     # Where traces, logs and metrics go: "none:", "sqlite:///path/traces.db" or "otlp+http://collector:4318".
     telemetry_url: str = "none:"
     # The share of the traces begun here that is kept.

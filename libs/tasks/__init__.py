@@ -3,7 +3,7 @@
 A message is a hint: the row that describes the work, with its lease, is the truth. Losing a message delays, doubling one does nothing.
 """
 
-from libs.tasks.queue import TaskQueue
+from libs.tasks.queue import NORMAL, URGENT, TaskQueue
 from libs.tasks.worker import Worker
 
-__all__ = ["TaskQueue", "Worker"]
+__all__ = ["NORMAL", "URGENT", "TaskQueue", "Worker"]

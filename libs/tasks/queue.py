@@ -1,10 +1,12 @@
 """One service's task queue: registering coroutines as Celery tasks, and sending messages for them without waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import structlog
 from opentelemetry import propagate, trace
@@ -18,21 +20,41 @@ log = structlog.get_logger()
 _tasks = counter("lepton_tasks_total", "Tasks that a worker ran: done, failed or cancelled.", ("task", "outcome"))
 
 TaskFunction = Callable[..., Coroutine[Any, Any, None]]
+Arguments = Mapping[str, str | int | float]
+
+# For work that somebody waits for, and for other work. A waiting message of the first kind is taken before all of the second.
+URGENT, NORMAL = 0, 3
+# Messages that wait in this process to be sent, and in the broker to be taken: one more would make nothing start sooner.
+MOST_UNSENT = 1000
+MOST_WAITING = 10_000
+# At a stop, for sending what is left.
+STOP_SECONDS = 2.0
+# A message that nobody acknowledged for so long comes again.
+VISIBILITY_SECONDS = 3600.0
 
 
 class TaskQueue:
-    """A component. `url` is a Celery broker URL: "redis://…", "redis+socket:///path"; "memory://" drops messages, for tests."""
+    """A component. `url` is a Celery broker URL: "redis://:password@host:6379/0", "rediss://…", "redis+socket:///path"; "memory://" drops
+    messages, for tests.
 
-    def __init__(self, service: str, url: str) -> None:
+    A worker with a `part`, such as a node's name, also hears what is sent to that part alone.
+    """
+
+    def __init__(self, service: str, url: str, *, part: str = "", visibility_seconds: float = VISIBILITY_SECONDS) -> None:
+        _require_url(url)
         self.service = service
-        self.queue = f"lepton.{service}"
         self.url = url
+        self.visibility_seconds = visibility_seconds
+        self.queue = self._queue_of("")
+        self.queues = [self.queue, *([self._queue_of(part)] if part else [])]
         # Set by the worker.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._in_hand: set[asyncio.Task[Any]] = set()
         self._cancelled = False
         self._functions: dict[str, Callable[..., None]] = {}
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"{service}-tasks")
+        self._room = threading.BoundedSemaphore(MOST_UNSENT)
+        self._lost = 0
         self._tracer = trace.get_tracer(service)
 
     @cached_property
@@ -43,7 +65,7 @@ class TaskQueue:
         return celery_app(self.service, self.url, self.queue)
 
     def register(self, name: str, function: TaskFunction) -> None:
-        """Makes `function(**kwargs)` what a worker of this process runs for messages `name`, on the process's event loop.
+        """Makes `function(**arguments)` what a worker of this process runs for messages `name`, on the process's event loop.
 
         It returns when the work has ended; only then is the message acknowledged. What it raises is logged: the row's reconciler
         sends the next message.
@@ -66,14 +88,21 @@ class TaskQueue:
         for name, function in self._functions.items():
             app.task(function, bind=True, name=name, shared=False)
 
-    def enqueue(self, name: str, /, **kwargs: str | int | float) -> None:
-        """Sends a message in the current trace, soon and in the background. Never raises: a message is only a hint."""
+    def enqueue(self, name: str, arguments: Arguments, *, priority: int = NORMAL, part: str = "") -> None:
+        """Sends a message in the current trace, soon and in the background; only workers with this `part` hear it, if one is named.
+
+        Never raises or waits: a message is only a hint, and where too many wait the newest are dropped.
+        """
+        if not self._room.acquire(blocking=False):
+            self._lose(name, f"{MOST_UNSENT} wait to be sent")
+            return
         headers: dict[str, str] = {}
         propagate.inject(headers)
         try:
-            self._sender.submit(self._send, name, kwargs, headers)
+            self._sender.submit(self._send, name, dict(arguments), headers, priority, self._queue_of(part))
         except RuntimeError:
-            log.warning("task_enqueue_failed", task=name, reason="stopping")
+            self._room.release()
+            self._lose(name, "stopping")
 
     def cancel_all(self) -> None:
         """Cancels the coroutines in hand, and those that still come; their threads return. Only from the worker's event loop."""
@@ -85,19 +114,56 @@ class TaskQueue:
         return None
 
     async def stop(self) -> None:
-        """Sends what is left, then closes."""
-        await asyncio.to_thread(self._sender.shutdown)
-        if "app" in self.__dict__:
+        """Sends what is left, as far as the broker takes it in 2 s, then closes."""
+        try:
+            last = self._sender.submit(lambda: None)
+        except RuntimeError:
+            return  # Stopped before.
+        await asyncio.wait([asyncio.wrap_future(last)], timeout=STOP_SECONDS)
+        self._sender.shutdown(wait=False, cancel_futures=True)
+        if last.done() and not last.cancelled() and "app" in self.__dict__:
             await asyncio.to_thread(self.app.close)
 
     def _full_name(self, name: str) -> str:
         return f"lepton.{self.service}.{name}"
 
-    def _send(self, name: str, kwargs: dict[str, Any], headers: dict[str, str]) -> None:
+    def _queue_of(self, part: str) -> str:
+        return f"lepton.{self.service}" + (f".{part}" if part else "")
+
+    def _send(self, name: str, arguments: dict[str, Any], headers: dict[str, str], priority: int, queue: str) -> None:
         try:
-            self.app.send_task(self._full_name(name), kwargs=kwargs, headers=headers, queue=self.queue, retry=False)
+            with self.app.producer_pool.acquire(block=True) as producer:
+                # Nobody may have taken any for days.
+                if producer.channel.queue_declare(queue).message_count >= MOST_WAITING:
+                    self._lose(name, f"{MOST_WAITING} wait in {queue}")
+                    return
+                self.app.send_task(
+                    self._full_name(name),
+                    kwargs=arguments,
+                    headers=headers,
+                    queue=queue,
+                    priority=priority,
+                    retry=False,
+                    producer=producer,
+                )
+            self._found()
         except Exception as error:
-            log.warning("task_enqueue_failed", task=name, error=repr(error))
+            from libs.tasks.broker import redacted
+
+            self._lose(name, redacted(repr(error), self.url))
+        finally:
+            self._room.release()
+
+    def _lose(self, name: str, reason: str) -> None:
+        """Says so once, not for each of the thousands that a broker's absence may cost."""
+        self._lost += 1
+        if self._lost == 1:
+            log.warning("task_enqueue_failed", task=name, reason=reason)
+
+    def _found(self) -> None:
+        if self._lost:
+            log.info("task_enqueue_works_again", lost=self._lost)
+            self._lost = 0
 
     async def _traced(self, name: str, function: Callable[..., Awaitable[None]], headers: dict[str, str], kwargs: dict[str, Any]) -> None:
         task = asyncio.current_task()
@@ -116,3 +182,11 @@ class TaskQueue:
                 log.exception("task_failed", task=name, **kwargs)
             finally:
                 _tasks.add(1, task=f"{self.service}.{name}", outcome=outcome)
+
+
+def _require_url(url: str) -> None:
+    """Raises ValueError without showing it: what is read as its port may be of its password."""
+    try:
+        urlsplit(url).port  # noqa: B018 (raises)
+    except ValueError:
+        raise ValueError("the broker's URL (TASKS_URL) has no number as its port; /, @, : and ? in a password have to be quoted") from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from libs.tasks import TaskQueue
+from libs.tasks import URGENT, TaskQueue
 
 MAKE_VERSION = "make_version"
 
@@ -12,7 +12,8 @@ def open_queue(url: str) -> TaskQueue:
 
 
 def send_make_version(queue: TaskQueue, workspace: str, dataset: str, number: int) -> None:
-    queue.enqueue(MAKE_VERSION, workspace=workspace, dataset=dataset, number=number)
+    """Somebody waits for most versions: where one worker does both, it comes before a training job's beginning."""
+    queue.enqueue(MAKE_VERSION, {"workspace": workspace, "dataset": dataset, "number": number}, priority=URGENT)
 
 
 def register(queue: TaskQueue, wake: Callable[[], None]) -> None:

@@ -285,7 +285,7 @@ async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Plat
         tools = Tools(database, peers, stores, SubprocessLauncher(), settings, spans.append, lambda folder: ["false"])
         pulse = Pulse(database)
         platform: Platform
-        reconciler = Reconciler(database, peers, lambda workspace, job_id: platform.hint(workspace, job_id), settings)
+        reconciler = Reconciler(database, peers, lambda workspace, job_id, node: platform.hint(workspace, job_id), settings)
         servicer = TrainingServicer(database, peers, reconciler, pulse)
         platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, spans=spans)
         for component in (reconciler, pulse):

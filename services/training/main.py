@@ -30,7 +30,11 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     """The service: API, consumer, reconciler, sweep."""
     kit = Kit("training", "services.training", settings, event_log)
     peers, queue = _peers(kit), open_queue(settings.tasks_url)
-    reconciler = Reconciler(kit.database, peers, lambda workspace, job_id: send_run_attempt(queue, workspace, job_id), settings)
+
+    def hint(workspace: str, job_id: str, node: str) -> None:
+        send_run_attempt(queue, workspace, job_id, node if settings.queue_per_node else "")
+
+    reconciler = Reconciler(kit.database, peers, hint, settings)
     pulse = Pulse(kit.database)
     stores = {purpose: open_store(settings.storage, purpose) for purpose in ("models", "checkpoints")}
     sweep = Sweep(kit.database, stores, settings.orphan_seconds)
@@ -42,7 +46,7 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
 def build_worker(settings: Settings, event_log: EventLog | None = None, queue: TaskQueue | None = None) -> Lifecycle:
     """The worker, in a process of its own: runs attempts. `queue` is given where several workers share one process and broker loop."""
     kit = Kit("training", "services.training", settings, event_log)
-    own_queue = queue or open_queue(settings.tasks_url)
+    own_queue = queue or open_queue(settings.tasks_url, settings.node)
     tools = Tools(
         database=kit.database,
         peers=_peers(kit),

@@ -35,11 +35,11 @@ HINT_AGAIN_SECONDS = 2.0
 STALE_RESERVATION_SECONDS = 120.0
 SWEEP_SECONDS = 3600.0
 
-Hint = Callable[[str, str], None]
+Hint = Callable[[str, str, str], None]
 
 
 class Reconciler:
-    """A component. `hint(workspace, job_id)` tells the workers of a job that waits for one of them."""
+    """A component. `hint(workspace, job_id, node)` tells the workers of a job that waits for one of them, on that node."""
 
     def __init__(self, database: Database, peers: Peers, hint: Hint, settings: Settings) -> None:
         self._database, self._peers, self._hint, self._settings = database, peers, hint, settings
@@ -99,7 +99,7 @@ class Reconciler:
             case Step.ASK:
                 await self._ask(job)
             case Step.HINT:
-                self._hint(job.workspace, job.id)
+                self._hint(job.workspace, job.id, job.node)
             case Step.RELEASE:
                 await release(self._database, self._peers, job.workspace, job.id, job.allocation_id)
             case Step.BURY:
@@ -140,7 +140,7 @@ class Reconciler:
             )
             if ready:
                 self._looked[(job.id, Step.HINT)] = time.monotonic()
-                unit.after_commit(lambda: self._hint(job.workspace, job.id))
+                unit.after_commit(lambda: self._hint(job.workspace, job.id, allocation.node))
 
 
 async def release(database: Database, peers: Peers, workspace: str, job_id: str, allocation_id: str) -> None:

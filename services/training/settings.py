@@ -13,6 +13,8 @@ class Settings(ServiceSettings):
     work_dir: str = "/tmp/lepton-training"  # noqa: S108
     # Node whose allocations this worker runs; empty: of every node.
     node: str = ""
+    # Workers hear only of the jobs of their own `node`, through a queue of its own. For the service, where every worker has a `node`.
+    queue_per_node: bool = False
     # Without a renewal for so long an attempt's worker counts as dead.
     lease_seconds: float = 10.0
     # Compute takes an allocation back that was not renewed for so long.

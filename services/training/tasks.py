@@ -8,12 +8,14 @@ RUN_ATTEMPT = "run_attempt"
 Take = Callable[[str, str], Awaitable[None]]
 
 
-def open_queue(url: str) -> TaskQueue:
-    return TaskQueue("training", url)
+def open_queue(url: str, node: str = "") -> TaskQueue:
+    """A worker of `node` hears what is for every worker, and what is for that node's alone."""
+    return TaskQueue("training", url, part=node)
 
 
-def send_run_attempt(queue: TaskQueue, workspace: str, job_id: str) -> None:
-    queue.enqueue(RUN_ATTEMPT, workspace=workspace, job_id=job_id)
+def send_run_attempt(queue: TaskQueue, workspace: str, job_id: str, node: str = "") -> None:
+    """To the workers of `node`, or whichever comes first."""
+    queue.enqueue(RUN_ATTEMPT, {"workspace": workspace, "job_id": job_id}, part=node)
 
 
 def register(queue: TaskQueue, take: Take) -> None:
