@@ -20,7 +20,7 @@ class ServiceSettings(Settings):
     peers: PeerSettings = PeerSettings()
     tls: TlsSettings = TlsSettings()
     # May hold a password.
-    tasks_url: str = Field("memory://", repr=False)
+    tasks_url: str = Field(default="memory://", repr=False)
     # Where traces, logs and metrics go: "none:", "sqlite:///path/traces.db" or "otlp+http://collector:4318".
     telemetry_url: str = "none:"
     # The share of the traces begun here that is kept.
