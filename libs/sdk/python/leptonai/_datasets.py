@@ -11,7 +11,7 @@ from leptonai._files import content_of, saved
 from leptonai._refs import name_of, parse
 from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, page_of, path, until
 from leptonai._steps import Step
-from leptonai._transport import CHUNK, TransportFailure
+from leptonai._transport import CHUNK, TransportFailure, digest_of
 from leptonai._types import Dataset, DatasetVersion, Preview, Profile
 
 if TYPE_CHECKING:
@@ -84,11 +84,14 @@ class Datasets:
         return self._session.flow(_transform(ref, steps, output, wait))
 
     def download(self, ref: Any, target: str | os.PathLike[str], *, split: str = "") -> Path:
-        """Writes a version as Parquet and returns where; `split` is needed where it has several. A folder gets <name>-<n>.parquet."""
+        """Writes a version as Parquet, its digest checked, and returns where; `split` is needed where it has several.
+
+        A folder gets <name>-<n>.parquet.
+        """
         name, number = self._session.flow(_number(ref))
         place = _place(target, name, number, split)
         call = _content(name, number, split)
-        with self._session.stream(call) as stream, saved(place) as file:
+        with self._session.stream(call) as stream, saved(place, digest_of(stream.headers.get("etag", ""))) as file:
             try:
                 for chunk in stream.chunks():
                     file.write(chunk)
@@ -169,7 +172,7 @@ class AsyncDatasets:
         place = _place(target, name, number, split)
         call = _content(name, number, split)
         async with self._session.stream(call) as stream:
-            with saved(place) as file:
+            with saved(place, digest_of(stream.headers.get("etag", ""))) as file:
                 try:
                     async for chunk in stream.chunks():
                         file.write(chunk)

@@ -4,9 +4,10 @@ Knows nothing of keys, retries or problem documents.
 """
 
 import ipaddress
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import httpx
 
 CHUNK = 1 << 20
+_TAG = re.compile(r'(?:W/)?"(sha256:[0-9a-f]{64})"')
+_FOR_ANYBODY = ("accept", "range", "user-agent")
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,27 @@ class HttpxTransport:
 
     @contextmanager
     def stream(self, request: Request) -> Iterator[Stream]:
-        with self._open(request) as response:
-            yield Stream(response.status_code, _headers(response), lambda: _guarded(response.iter_bytes()))
+        """Follows to where the platform's files lie; the key stays here. What cannot be had there comes through the platform."""
+        with ExitStack() as stack:
+            first = stack.enter_context(self._open(request))
+            response = first
+            if _lies_elsewhere(request, first):
+                found = self._elsewhere(stack, request, first)
+                response = found if found is not None else stack.enter_context(self._open(_through(request)))
+            yield Stream(response.status_code, _headers(response, first), lambda: _guarded(response.iter_bytes()))
+
+    def _elsewhere(self, stack: ExitStack, request: Request, first: "httpx.Response") -> "httpx.Response | None":
+        import httpx
+
+        place = _elsewhere(request, first)
+        if place is None:
+            return None
+        client = stack.enter_context(httpx.Client(transport=self._handler, **_options(place.url)))
+        try:
+            response = stack.enter_context(_sent(client, place))
+        except TransportFailure:
+            return None
+        return response if response.status_code < 300 else None
 
     def close(self) -> None:
         if self._client is not None:
@@ -114,15 +136,8 @@ class HttpxTransport:
 
         if self._client is None:
             self._client = httpx.Client(transport=self._handler, **_options(self._base_url))
-        body = request.body if isinstance(request.body, bytes) else _read(request.body)
-        with _translated():
-            timeout = httpx.Timeout(request.timeout, connect=10)
-            built = self._client.build_request(request.method, request.url, headers=_with_length(request), content=body, timeout=timeout)
-            response = self._client.send(built, stream=True)
-        try:
+        with _sent(self._client, request) as response:
             yield response
-        finally:
-            response.close()
 
 
 class AsyncHttpxTransport:
@@ -140,8 +155,27 @@ class AsyncHttpxTransport:
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[AsyncStream]:
-        async with self._open(request) as response:
-            yield AsyncStream(response.status_code, _headers(response), lambda: _guarded_async(response.aiter_bytes()))
+        """As HttpxTransport.stream."""
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(self._open(request))
+            response = first
+            if _lies_elsewhere(request, first):
+                found = await self._elsewhere(stack, request, first)
+                response = found if found is not None else await stack.enter_async_context(self._open(_through(request)))
+            yield AsyncStream(response.status_code, _headers(response, first), lambda: _guarded_async(response.aiter_bytes()))
+
+    async def _elsewhere(self, stack: AsyncExitStack, request: Request, first: "httpx.Response") -> "httpx.Response | None":
+        import httpx
+
+        place = _elsewhere(request, first)
+        if place is None:
+            return None
+        client = await stack.enter_async_context(httpx.AsyncClient(transport=self._handler, **_options(place.url)))
+        try:
+            response = await stack.enter_async_context(_sent_async(client, place))
+        except TransportFailure:
+            return None
+        return response if response.status_code < 300 else None
 
     async def close(self) -> None:
         if self._client is not None:
@@ -153,19 +187,69 @@ class AsyncHttpxTransport:
 
         if self._client is None:
             self._client = httpx.AsyncClient(transport=self._handler, **_options(self._base_url))
-        body = request.body if isinstance(request.body, bytes) else _read_async(request.body)
-        with _translated():
-            timeout = httpx.Timeout(request.timeout, connect=10)
-            built = self._client.build_request(request.method, request.url, headers=_with_length(request), content=body, timeout=timeout)
-            response = await self._client.send(built, stream=True)
-        try:
+        async with _sent_async(self._client, request) as response:
             yield response
-        finally:
-            await response.aclose()
+
+
+@contextmanager
+def _sent(client: "httpx.Client", request: Request) -> "Iterator[httpx.Response]":
+    import httpx
+
+    body = request.body if isinstance(request.body, bytes) else _read(request.body)
+    with _translated():
+        timeout = httpx.Timeout(request.timeout, connect=10)
+        built = client.build_request(request.method, request.url, headers=_with_length(request), content=body, timeout=timeout)
+        response = client.send(built, stream=True)
+    try:
+        yield response
+    finally:
+        response.close()
+
+
+@asynccontextmanager
+async def _sent_async(client: "httpx.AsyncClient", request: Request) -> "AsyncIterator[httpx.Response]":
+    import httpx
+
+    body = request.body if isinstance(request.body, bytes) else _read_async(request.body)
+    with _translated():
+        timeout = httpx.Timeout(request.timeout, connect=10)
+        built = client.build_request(request.method, request.url, headers=_with_length(request), content=body, timeout=timeout)
+        response = await client.send(built, stream=True)
+    try:
+        yield response
+    finally:
+        await response.aclose()
+
+
+def _lies_elsewhere(request: Request, response: "httpx.Response") -> bool:
+    return response.status_code == 307 and request.method == "GET" and digest_of(response.headers.get("etag", "")) != ""
+
+
+def _elsewhere(request: Request, response: "httpx.Response") -> Request | None:
+    """The request for the file where it lies, without the key; None where that is no address, or TLS would be left."""
+    place = response.headers.get("location", "")
+    schemes = ("https",) if request.url.startswith("https:") else ("https", "http")
+    try:
+        is_usable = urlsplit(place).scheme in schemes
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        return None
+    return Request("GET", place, {name: value for name, value in request.headers.items() if name in _FOR_ANYBODY}, timeout=request.timeout)
+
+
+def _through(request: Request) -> Request:
+    return replace(request, headers={**request.headers, "x-lepton-redirect": "no"})
+
+
+def digest_of(tag: str) -> str:
+    """ "sha256:…" of what an entity tag stands for; empty where it is none of the platform's."""
+    found = _TAG.fullmatch(tag)
+    return found[1] if found else ""
 
 
 def _options(base_url: str) -> dict[str, Any]:
-    """Redirects are not followed: the key must not go to another host. Idle connections are dropped before servers drop them (5 s)."""
+    """httpx follows no redirect: the key must not go to another host. Idle connections are dropped before servers drop them (5 s)."""
     import httpx
 
     return {
@@ -220,8 +304,10 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _headers(response: "httpx.Response") -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
+def _headers(response: "httpx.Response", first: "httpx.Response | None" = None) -> dict[str, str]:
+    """`first` is the platform's answer, which knows trace and digest where the file came from elsewhere."""
+    own = {} if first is None else {name: first.headers[name] for name in ("etag", "x-lepton-trace-id") if name in first.headers}
+    return {name.lower(): value for name, value in response.headers.items()} | own
 
 
 def _with_length(request: Request) -> dict[str, str]:

@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fake_platform import KEY, TRACE, FakePlatform, ok, problem
 
 import leptonai as la
+from leptonai._transport import HttpxTransport, Request
 
 
 def test_key_and_address_come_from_the_environment(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +272,98 @@ def test_download_appears_whole_or_not_at_all(client: la.Client, platform: FakeP
     with pytest.raises(la.ConnectionFailed):
         client.datasets.download("d@1", tmp_path / "half.parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["d-1.parquet"]
+
+
+FILE = "GET /v1/datasets/d/versions/1/content"
+DATA = b"PAR1" + bytes(1000)
+
+
+class TestFilesThatLieElsewhere:
+    @pytest.fixture
+    def store(self) -> Iterator[FakePlatform]:
+        fake = FakePlatform()
+        yield fake
+        fake.close()
+
+    @pytest.fixture(params=["sync", "async"])
+    def download(self, request: pytest.FixtureRequest, client: la.Client, platform: FakePlatform) -> Callable[[Path], Path]:
+        async def run(place: Path) -> Path:
+            async with la.AsyncClient(KEY, platform.url, timeout=5) as other:
+                return await other.datasets.download("d@1", place)
+
+        if request.param == "sync":
+            return lambda place: client.datasets.download("d@1", place)
+        return lambda place: asyncio.run(run(place))
+
+    def redirect(self, url: str, data: bytes = DATA) -> tuple[int, None, dict[str, str]]:
+        return 307, None, {"location": f"{url}/bucket/file?signature=s", "etag": f'"sha256:{hashlib.sha256(data).hexdigest()}"'}
+
+    def test_are_fetched_without_the_key(
+        self, download: Callable[[Path], Path], platform: FakePlatform, store: FakePlatform, tmp_path: Path
+    ) -> None:
+        platform.script[FILE] = [self.redirect(store.url)]
+        store.script["GET /bucket/file"] = [(200, DATA, {"etag": '"of the store"'})]
+        assert download(tmp_path / "file").read_bytes() == DATA
+        (asked,) = store.requests
+        assert asked["query"] == {"signature": "s"}
+        assert not {"authorization", "cookie", "idempotency-key"} & set(asked["headers"])
+        assert KEY not in str(asked)
+
+    def test_are_checked(self, download: Callable[[Path], Path], platform: FakePlatform, store: FakePlatform, tmp_path: Path) -> None:
+        platform.script[FILE] = [self.redirect(store.url)]
+        store.script["GET /bucket/file"] = [(200, DATA[:-1] + b"x", {})]
+        with pytest.raises(la.LeptonError, match="damaged"):
+            download(tmp_path / "file")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("refusal", [(403, None, {}), (503, None, {}), (307, None, {"location": "http://127.0.0.1:9"}), None])
+    def test_come_through_the_platform_where_the_store_refuses(
+        self, download: Callable[[Path], Path], platform: FakePlatform, store: FakePlatform, tmp_path: Path, refusal: Any
+    ) -> None:
+        platform.script[FILE] = [self.redirect(store.url), (200, DATA, {})]
+        store.script["GET /bucket/file"] = [refusal]
+        assert download(tmp_path / "file").read_bytes() == DATA
+        assert [request["headers"].get("x-lepton-redirect") for request in platform.asked("GET", FILE[4:])] == [None, "no"]
+
+    def test_come_through_the_platform_where_nobody_is(
+        self, download: Callable[[Path], Path], platform: FakePlatform, tmp_path: Path
+    ) -> None:
+        for place in ("http://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1:9", "http://[", ""):
+            platform.script[FILE] = [self.redirect(place), (200, DATA, {})]
+            assert download(tmp_path / "file").read_bytes() == DATA
+
+    def test_what_breaks_there_is_no_file(
+        self, download: Callable[[Path], Path], platform: FakePlatform, store: FakePlatform, tmp_path: Path
+    ) -> None:
+        platform.script[FILE] = [self.redirect(store.url)]
+        store.script["GET /bucket/file"] = [(200, [b"PAR1", b"<break>"], {})]
+        with pytest.raises(la.ConnectionFailed):
+            download(tmp_path / "file")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_other_redirects_are_not_followed(
+        self, download: Callable[[Path], Path], platform: FakePlatform, store: FakePlatform, tmp_path: Path
+    ) -> None:
+        for answer in ((307, None, {"location": store.url}), (302, None, self.redirect(store.url)[2])):
+            platform.script[FILE] = [answer]
+            with pytest.raises(la.ConnectionFailed, match="redirects"):
+                download(tmp_path / "file")
+        assert store.requests == []
+
+    def test_tls_is_not_left(self) -> None:
+        asked = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(str(request.url))
+            if "x-lepton-redirect" in request.headers:
+                return httpx.Response(200, content=DATA)
+            status, _, headers = self.redirect("http://store.example")
+            return httpx.Response(status, headers=headers)
+
+        transport = HttpxTransport("https://platform.example", httpx.MockTransport(answer))
+        with transport.stream(Request("GET", "https://platform.example/file", {"authorization": "Bearer k"})) as stream:
+            assert b"".join(stream.chunks()) == DATA
+        assert asked == ["https://platform.example/file"] * 2
 
 
 def test_model_files_are_checked_and_stay_in_their_folder(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
