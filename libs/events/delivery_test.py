@@ -1,6 +1,10 @@
 """From outbox to handler, every effect once, whatever fails on the way."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +16,20 @@ from lepton.data.v1.events_pb2 import DatasetVersionReady
 from libs.db import Database, DatabaseSettings, Unit
 from libs.db.infrastructure import metadata as infrastructure
 from libs.errors import Poison, Transient
-from libs.events import Consumer, Event, InMemoryEventLog, Relay, current_event, handles, replay_dead_letters, waiting_dead_letters
+from libs.events import (
+    Consumer,
+    Event,
+    EventLogSettings,
+    InMemoryEventLog,
+    Relay,
+    current_event,
+    handles,
+    open_event_log,
+    replay_dead_letters,
+    waiting_dead_letters,
+)
 from libs.events.dead_letter import dead_topic
+from libs.events.log import unreadable
 
 tables = sa.MetaData()
 effects = sa.Table("effects", tables, sa.Column("number", sa.Integer))
@@ -45,8 +61,6 @@ async def consume(database: Database, log: InMemoryEventLog, handler: Any, count
     for _ in range(2000):
         if log._committed["tests"] >= count:
             break
-        import asyncio
-
         await asyncio.sleep(0.005)
     await consumer.stop()
 
@@ -148,3 +162,73 @@ async def test_the_outbox_is_empty_once_published(database: Database) -> None:
     assert [e.message().version.number for e in log.events] == list(range(1200))
     async with database.read() as session:
         assert (await session.execute(select(func.count()).select_from(infrastructure.tables["outbox"]))).scalar() == 0
+
+
+async def test_two_relays_of_one_outbox_double_events_and_swap_none(database: Database) -> None:
+    """What a relay publishes begins with the first event that no relay has published for good, so the first time of each is in order."""
+    luck = random.Random(7)
+
+    class Slow(InMemoryEventLog):
+        async def publish(self, events: Sequence[Event]) -> None:
+            await asyncio.sleep(luck.uniform(0, 0.02))
+            if luck.random() < 0.05:
+                raise Transient("away")
+            await super().publish(events)
+            await asyncio.sleep(luck.uniform(0, 0.02))
+
+    log = Slow()
+    relays = [Relay(database, log, name=f"tests-{n}", interval=0.01) for n in range(2)]
+    for relay in relays:
+        await relay.start()
+    for number in range(0, 300, 3):
+        async with database.unit() as unit:
+            await unit.emit(*[ready(n) for n in range(number, number + 3)])
+        await asyncio.sleep(luck.uniform(0, 0.01))
+    async with asyncio.timeout(30):
+        while await waiting_in(database):  # noqa: ASYNC110 (no event tells)
+            await asyncio.sleep(0.01)
+    for relay in relays:
+        await relay._loop.stop()
+    published = [e.message().version.number for e in log.events]
+    assert list(dict.fromkeys(published)) == list(range(300))
+    assert len(published) > 300
+
+
+async def waiting_in(database: Database) -> int:
+    async with database.read() as session:
+        return (await session.execute(select(func.count()).select_from(infrastructure.tables["outbox"]))).scalar_one()
+
+
+async def test_what_is_no_event_is_buried_with_its_reason(database: Database) -> None:
+    log = InMemoryEventLog()
+    strange = unreadable("lepton.data.dataset.v1", "k", b"?", 0, 3, "the message lacks the header 'ce_id'")
+    assert strange.event.id == unreadable("lepton.data.dataset.v1", "k", b"?", 0, 3, "again").event.id
+    await log.publish([ready(1), strange.event, ready(2)])
+    await consume(database, log, record, 3)
+    assert await numbers(database) == [1, 2]
+    await Relay(database, log, name="tests").stop()
+    (dead,) = await waiting_dead_letters(log, "tests")
+    assert dead.event.extensions["lepton_dead_reason"] == "the message lacks the header 'ce_id'"
+    assert dead.event.data == b"?"
+
+
+async def test_what_is_no_event_takes_nothing_with_it(tmp_path: Path) -> None:
+    log = open_event_log(EventLogSettings(url=f"sqlite://{tmp_path}/events.db"))
+    await log.start()
+    await log.publish([ready(1), ready(2), ready(3)])
+    with sqlite3.connect(tmp_path / "events.db") as connection:
+        connection.execute("UPDATE log SET headers = '{}' WHERE position = 2")
+    received = await log.subscribe("g", ["lepton.data.dataset.v1"]).poll(10, 1)
+    assert [r.event.type.rsplit(".", 1)[-1] for r in received] == ["DatasetVersionReady", "unreadable", "DatasetVersionReady"]
+    with pytest.raises(Poison, match="ce_id"):
+        received[1].event.message()
+    await log.stop()
+
+
+async def test_a_consumer_tells_how_far_it_is_behind(database: Database) -> None:
+    log = InMemoryEventLog()
+    consumer = Consumer("tests", database, log, handles((DatasetVersionReady, record)))
+    await log.publish([ready(1), ready(2)])
+    assert await consumer.lag() == 2
+    await consume(database, log, record, 2)
+    assert await consumer.lag() == 0

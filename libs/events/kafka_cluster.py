@@ -1,6 +1,7 @@
 """A Kafka cluster as the platform uses it: how clients reach it, and topics made on first use."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -171,6 +172,8 @@ def _connection(settings: EventLogSettings, servers: str) -> dict[str, Any]:
     if tls:
         connection["ssl_context"] = _tls(settings)
     if settings.username:
+        # At DEBUG it writes down what it sends, and with it the password.
+        logging.getLogger("aiokafka.conn").setLevel(logging.WARNING)
         connection |= {
             "sasl_mechanism": settings.mechanism,
             "sasl_plain_username": settings.username,

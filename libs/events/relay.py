@@ -17,7 +17,11 @@ _waiting = gauge("lepton_outbox_waiting_events", "Events in a database's outbox 
 
 
 class Relay:
-    """Woken by every commit of this process that emits; looks by itself every `interval` seconds for what others left."""
+    """Woken by every commit of this process that emits; looks by itself every `interval` seconds for what others left.
+
+    Several may carry one outbox: each begins with the first event that is still there, so events are doubled but come in order the first
+    time, and the first time counts.
+    """
 
     def __init__(self, database: Database, log: EventLog, *, name: str, interval: float = 2.0) -> None:
         self._database, self._log, self._name = database, log, name

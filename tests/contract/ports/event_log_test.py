@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from pydantic import ValidationError
 
 from lepton.data.v1.dataset_pb2 import DatasetVersion
 from lepton.data.v1.events_pb2 import DatasetVersionReady
@@ -215,3 +217,34 @@ async def test_another_process_is_noticed(lasting: EventLogSettings, topic: str)
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="scheme"):
         open_event_log(EventLogSettings(url="carrier-pigeon://loft"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"url": "kafka://"}, "kafka://host:port"),
+        ({"url": "kafka://user:secret@host:9092"}, "username and password"),
+        ({"url": "kafka://host:9092/topic"}, "kafka://host:port"),
+        ({"username": "lepton"}, "username and password: set both"),
+        ({"password": "secret"}, "username and password: set both"),
+        ({"mechanism": "SCRAM-SHA-256"}, "mechanism: says how to log in"),
+        ({"mechanism": "PLAIN", "username": "lepton", "password": "secret"}, "PLAIN sends the password as it is"),
+        ({"mechanism": "GSSAPI", "username": "lepton", "password": "secret"}, "SCRAM-SHA-512"),
+        ({"cert_file": "/x.pem"}, "cert_file and key_file: set both"),
+        ({"key_file": "/x.key"}, "cert_file and key_file: set both"),
+        ({"partitions": 0}, "greater than or equal to 1"),
+        ({"replication": 0}, "greater than or equal to 1"),
+        ({"retention_seconds": 0}, "greater than 0"),
+        ({"url": "sqlite:////x.db", "partitions": 3}, "partitions: a setting for Kafka"),
+        ({"url": "memory:", "username": "lepton", "password": "secret"}, "password, username: a setting for Kafka"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as refused:
+        EventLogSettings(**{"url": "kafka://host:9092", **wrong})
+    assert "secret" not in str(refused.value)
+
+
+def test_tls_files_that_cannot_be_read_are_named() -> None:
+    with pytest.raises(ValueError, match=r"/nowhere/ca\.pem"):
+        open_event_log(EventLogSettings(url="kafka://host:9092", ca_file="/nowhere/ca.pem"))

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from libs.errors import Transient
-from libs.events import Event, Received, Subscription
+from libs.events import Event, Received, Relay, Subscription
 from libs.events import kafka_subscription as module
 from tests.integration.events.scene import all_seen, consumer_of, database_in, event_log, ready, seen, until
 from tests.kafka import Broker
@@ -111,6 +111,20 @@ async def test_a_long_handler_stays_in_its_group(
             with pytest.raises(Transient):
                 await first.commit(received)
             assert numbers(await drain(other)) == list(range(50))
+
+
+async def test_two_replicas_that_carry_one_outbox_keep_each_keys_order(kafka: Broker, own: str, tmp_path: Path) -> None:
+    async with database_in(tmp_path) as database, event_log(kafka.url) as one, event_log(kafka.url) as two:
+        relays = [Relay(database, log, name=own, interval=0.05) for log in (one, two)]
+        consumer = consumer_of(own, database, one)
+        for component in (*relays, consumer):
+            await component.start()
+        for start in range(0, 600, 6):
+            async with database.unit() as unit:
+                await unit.emit(*[ready(own, n) for n in range(start, start + 6)])
+        await all_seen(database, 600)
+        for component in (*relays, consumer):
+            await component.stop()
 
 
 async def test_groups_that_no_member_is_in_have_a_lag_too(kafka: Broker) -> None:

@@ -22,7 +22,7 @@ effects = sa.Table(
     "effects",
     tables,
     sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("key", sa.String),
+    sa.Column("key", sa.Integer),
     sa.Column("number", sa.Integer),
     sa.Column("process", sa.Integer),
 )
@@ -35,17 +35,21 @@ async def database_in(folder: Path) -> AsyncIterator[Database]:
     async with database.migration() as connection:
         await connection.run_sync(infrastructure.create_all)
         await connection.run_sync(tables.create_all)
-    yield database
-    await database.stop()
+    try:
+        yield database
+    finally:
+        await database.stop()
 
 
 @asynccontextmanager
 async def event_log(settings: EventLogSettings | str) -> AsyncIterator[EventLog]:
     """A log as a process of its own has it."""
     log = open_event_log(EventLogSettings(url=settings) if isinstance(settings, str) else settings)
-    await log.start()
-    yield log
-    await log.stop()
+    try:
+        await log.start()
+        yield log
+    finally:
+        await log.stop()
 
 
 def ready(own: str, number: int, keys: int = 20) -> Event:
