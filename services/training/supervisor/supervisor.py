@@ -2,10 +2,8 @@
 
 import asyncio
 import fcntl
-import os
 import re
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import structlog
 from opentelemetry import propagate, trace
 
 from libs.errors import AppError
+from libs.launcher import is_known_dead, signature
 from libs.lifecycle import Loop
 from libs.rpc import acting_for
 from libs.telemetry import SERVICE, WORKSPACE
@@ -48,7 +47,7 @@ class Supervisor:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.holder = f"{signature()}/{uuid4().hex[:8]}"
         self._running: dict[str, _Running] = {}
         self._replaced: list[tuple[float, str]] = []
         self._scan = Loop("training-scan", self._look, interval=SCAN_SECONDS)
@@ -172,22 +171,9 @@ class Supervisor:
         async with self._tools.database.read() as session:
             leases = await repository.leases_of_all_workspaces(session)
         for job in leases:
-            if _is_dead_here(job.lease_holder):
+            if is_known_dead(job.lease_holder):
                 async with self._tools.database.unit() as unit:
                     await attempts.expire(unit, Lease(job.workspace, job.id, job.lease_holder, job.lease_token))
-
-
-def _is_dead_here(holder: str) -> bool:
-    host, _, rest = holder.rpartition(":")[0].rpartition(":")
-    if host != socket.gethostname() or not rest.isdigit():
-        return False
-    try:
-        os.kill(int(rest), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 class _WorkFolder:

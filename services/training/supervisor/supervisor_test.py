@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy import select
 from lepton.training.v1 import job_pb2, training_service_pb2
 from libs.db.infrastructure import outbox
 from libs.errors import Transient
+from libs.launcher import signature
 from libs.testing import as_member
 from services.training import repository
 from services.training.conftest import Platform, running_platform, watch
@@ -338,9 +338,8 @@ async def test_leases_of_a_dead_worker_on_this_machine_end_with_the_next_start(t
         job_id = (await platform.submit()).id
         await platform.in_state(job_id, "starting")
         async with platform.database.unit() as unit:
-            held = await attempts.claim(
-                unit, workspace="acme", job_id=job_id, holder=f"{socket.gethostname()}:4194399:x", seconds=600, now=time.time()
-            )
+            holder = f"{signature().split('/')[0]}/4194399:1:x/x"
+            held = await attempts.claim(unit, workspace="acme", job_id=job_id, holder=holder, seconds=600, now=time.time())
         assert held
         await platform.worker(command=engine("step(); finish()"))
         job = await platform.ended(job_id)
