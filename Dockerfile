@@ -50,7 +50,7 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv /tools/b
 
 FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/opt/lepton/bin:$PATH PYTHONPATH=/app:/app/build/proto PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
-    LEPTON_PLATFORM_ALIVE_FILE=/tmp/alive \
+    LEPTON_PLATFORM_ALIVE_FILE=/tmp/alive LEPTON_PLATFORM_DRAIN_SECONDS=3 \
     LEPTON_DATA_WORK_DIR=/work/data LEPTON_TRAINING_WORK_DIR=/work/training LEPTON_DEPLOYMENT_WORK_DIR=/work/deployment
 RUN mkdir /work && chown 10001:10001 /work
 WORKDIR /app

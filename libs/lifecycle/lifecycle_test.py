@@ -97,6 +97,17 @@ async def test_the_file_of_a_live_process_is_there_from_ready_to_stop(tmp_path: 
     assert log == ["+a", "-a"]
 
 
+async def test_callers_have_time_to_find_another(tmp_path: Path) -> None:
+    path, log = tmp_path / "alive", []
+    alive = Alive(Recorder("a", log), str(path), drain_seconds=0.05)
+    await alive.start()
+    ending = asyncio.create_task(alive.stop())
+    await asyncio.sleep(0.02)
+    assert (path.exists(), log) == (False, ["+a"])
+    await ending
+    assert log == ["+a", "-a"]
+
+
 async def test_a_failed_start_leaves_no_file(tmp_path: Path) -> None:
     alive = Alive(Recorder("a", [], fails=True), str(tmp_path / "alive"))
     with pytest.raises(RuntimeError):

@@ -13,6 +13,9 @@ from libs.rpc import Client, Server
 from libs.rpc.server import Registration
 from libs.service.settings import ServiceSettings
 
+# For all parts of a process to end, one after another.
+GRACE_SECONDS = 25.0
+
 
 class Kit:
     """The parts of the service `name` in `package`: database, event log, signer and clients; `service` and `worker` assemble them.
@@ -82,7 +85,8 @@ def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle])
     """Runs one service as a process until SIGTERM or SIGINT."""
 
     async def main() -> None:
-        await Lifecycle([Alive(build(settings), settings.alive_file)]).run()
+        alive = Alive(build(settings), settings.alive_file, drain_seconds=settings.drain_seconds)
+        await Lifecycle([alive], grace_seconds=GRACE_SECONDS + settings.drain_seconds).run()
 
     from libs import telemetry
 

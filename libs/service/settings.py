@@ -30,3 +30,5 @@ class ServiceSettings(Settings):
     log_level: str = "info"
     # A file that is there and fresh while the process is ready, for health checks from outside; empty: none.
     alive_file: str = ""
+    # Between the word to end and the end, for callers to find another replica.
+    drain_seconds: float = 0.0

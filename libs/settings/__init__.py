@@ -22,6 +22,7 @@ PLATFORM = "LEPTON_PLATFORM_"
 SHARED = frozenset(
     {
         "alive_file",
+        "drain_seconds",
         "events",
         "identity",
         "log_level",

@@ -31,6 +31,9 @@ from services.gateway.routes.training_jobs import TrainingJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.transcode import operations_of
 
+# For all parts of the process to end, one after another.
+GRACE_SECONDS = 25.0
+
 
 class Gateway:
     """A lifecycle component. `traces` and the stores are given where another process part keeps them.
@@ -61,7 +64,7 @@ class Gateway:
             *Datasets(peers.data, datasets or open_store(settings.storage, "datasets"), limits, problems).operations(),
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
-            *Traces(traces or _trace_store(settings)).operations(),
+            *Traces(traces or trace_store(settings)).operations(),
             *Health(peers).operations(),
         ]
         operations += Reference(operations).operations()
@@ -83,7 +86,8 @@ class Gateway:
         await self._parts.stop()
 
 
-def _trace_store(settings: GatewaySettings) -> TraceStore:
+def trace_store(settings: GatewaySettings) -> TraceStore:
+    """What the route of traces reads. Raises ValueError where a URL names nothing that can be read."""
     if settings.telemetry_url.startswith("otlp+") and not settings.traces_url:
         return Elsewhere()
     return open_trace_store(settings.traces_url or settings.telemetry_url)
@@ -100,7 +104,8 @@ def run(settings: GatewaySettings) -> None:
     """Runs the gateway as a process until SIGTERM or SIGINT."""
 
     async def serve() -> None:
-        await Lifecycle([Alive(Gateway(settings), settings.alive_file)]).run()
+        alive = Alive(Gateway(settings), settings.alive_file, drain_seconds=settings.drain_seconds)
+        await Lifecycle([alive], grace_seconds=GRACE_SECONDS + settings.drain_seconds).run()
 
     telemetry.setup(
         "gateway",

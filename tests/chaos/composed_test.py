@@ -40,7 +40,7 @@ def answers(platform: Composed) -> bool:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_that_is_stopped_and_one_that_is_killed(composed_platform: Composed, backend: str) -> None:
-    flow = Flow(composed_platform.workspace(f"outage-{backend}"), ITEMS).start()
+    flow = Flow(composed_platform.workspace(f"outage-{backend}-{time.time():.0f}"), ITEMS).start()
     (container,) = composed_platform.containers(backend)
     time.sleep(2)
     docker("stop", "--time", "10", container)
@@ -58,7 +58,7 @@ def test_a_backend_that_is_stopped_and_one_that_is_killed(composed_platform: Com
 
 def test_every_service_killed_in_turn_at_random_moments(composed_platform: Composed) -> None:
     chance = random.Random(3)
-    flow = Flow(composed_platform.workspace("kills"), ITEMS, pause=KILLS * 4 / ITEMS).start()
+    flow = Flow(composed_platform.workspace(f"kills-{time.time():.0f}"), ITEMS, pause=KILLS * 4 / ITEMS).start()
     for service in itertools.islice(itertools.cycle(SERVICES), KILLS):
         time.sleep(chance.uniform(0.5, 4))
         for container in composed_platform.containers(service):
@@ -113,7 +113,7 @@ def test_two_replicas_of_every_service_and_a_rolling_restart(composed_platform: 
     behind = [service for service in SERVICES if service != "gateway"]
     composed_platform.up(*(word for service in behind for word in ("--scale", f"{service}=2")))
     try:
-        tenant = composed_platform.workspace("rolling")
+        tenant = composed_platform.workspace(f"rolling-{time.time():.0f}")
         flow = Flow(tenant, ITEMS).start()
         with tenant.http() as http:
             assert eventually(lambda: http.get("/v1/models/model-0/versions/1").status_code == 200, timeout=120)
