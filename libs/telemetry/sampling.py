@@ -25,7 +25,7 @@ class Sampler:
     def __init__(self, name: str, sample: Callable[[], Awaitable[None]], gauges: Sequence[Gauge], **labels: str) -> None:
         self._name, self._sample = name, sample
         self._gauges, self._labels = gauges, labels
-        self._loop = Loop(f"{name}-gauges", self._look, interval=SAMPLE_SECONDS)
+        self._loop = Loop(f"{name}-gauges", self.look, interval=SAMPLE_SECONDS)
         self._started = False
 
     async def start(self) -> None:
@@ -41,7 +41,8 @@ class Sampler:
             await self._loop.stop()
             self._take_away()
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Looks now."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 await self._sample()

@@ -91,7 +91,7 @@ def datasources() -> set[str]:
     return {source["uid"] for file in files for source in yaml.safe_load(file.read_text())["datasources"]}
 
 
-@pytest.mark.parametrize(("where", "expression"), expressions(), ids=lambda value: value if ": " in value[:60] else "")
+@pytest.mark.parametrize(("where", "expression"), list(expressions()), ids=lambda value: value if ": " in value[:60] else "")
 def test_expressions_read_what_the_code_declares(where: str, expression: str, declared: dict[str, Declared]) -> None:
     names = names_in(expression)
     assert names, f"{where}: no metric in {expression}"
