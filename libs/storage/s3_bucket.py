@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
+from xml.etree.ElementTree import ParseError
 
 import certifi
 import structlog
@@ -15,7 +16,7 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, ComposeSource, Filter
 from minio.datatypes import Object, Part
-from minio.error import S3Error
+from minio.error import MinioException, S3Error
 from minio.helpers import check_bucket_name
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, Expiration, LifecycleConfig, Rule
 
@@ -112,7 +113,9 @@ class Bucket:
     def complete(self, name: str, upload: str, parts: list[Part], size: int) -> None:
         """Makes one object of the parts."""
         with self.client() as client:
-            client._complete_multipart_upload(self.name, name, upload, parts)
+            # Asked twice, as an answer may get lost, the server has forgotten the upload; what counts is the object.
+            with _suppress_code("NoSuchUpload"):
+                client._complete_multipart_upload(self.name, name, upload, parts)
             self._require_whole(client, name, size)
 
     def abort(self, name: str, upload: str) -> None:
@@ -124,7 +127,8 @@ class Bucket:
         """On the server, by the piece; makes an object new when it is copied onto itself."""
         pieces = [ComposeSource(self.name, source, offset=start, length=min(piece, size - start)) for start in range(0, size, piece)]
         with self.client() as client:
-            client.compose_object(self.name, target, pieces)
+            with _suppress_code("NoSuchUpload"):
+                client.compose_object(self.name, target, pieces)
             self._require_whole(client, target, size)
 
     def refresh(self, name: str, size: int, older: float = FRESH_SECONDS) -> None:
@@ -197,8 +201,9 @@ class Bucket:
             try:
                 self._set_rule()
                 self._clear_leftovers(LEFT_AFTER)
-            except S3Error as error:
-                log.warning("artifact_leftovers_kept", bucket=self.name, reason=error.code)
+            except (MinioException, ValueError, ParseError) as error:
+                # Nothing that is wanted depends on it.
+                log.warning("artifact_leftovers_kept", bucket=self.name, reason=str(getattr(error, "code", None) or type(error).__name__))
             self._ready.set()
 
     def _make(self) -> None:
