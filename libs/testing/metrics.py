@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from libs.telemetry import declared_metrics
 from libs.telemetry.metrics import bind_metrics
@@ -32,7 +32,7 @@ def metrics_read() -> Iterator[Read]:
             labels = dict(point.attributes or {})
             assert set(labels) == set(declared.labels), f"{name} has the labels {sorted(labels)}; declared are {declared.labels}"
             values = tuple(str(labels[label]) for label in declared.labels)
-            found[values] = point.count if isinstance(point, HistogramDataPoint) else point.value
+            found[values] = point.value if isinstance(point, NumberDataPoint) else point.count
         return found
 
     try:

@@ -83,7 +83,7 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> No
     launcher = SubprocessLauncher()
     broker = ValkeyBroker(launcher, home.logs / "broker.log")
     wiring = Wiring(home, sockets, broker.url)
-    telemetry.setup("platform", url=wiring.telemetry_url, level=up.log_level)
+    _tell(wiring.telemetry_url, up.log_level)
     url = f"http://{up.host}:{up.port}"
     home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
     first_key = "" if up.api_key else home.first_key()
@@ -98,6 +98,14 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> No
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
         telemetry.shutdown()
+
+
+def _tell(url: str, log_level: str) -> None:
+    told = GatewaySettings()
+    try:
+        telemetry.setup("platform", url=url, level=log_level, metrics_listen=told.metrics_listen, sample=told.telemetry_sample)
+    except (OSError, ValueError) as error:
+        raise HomeError(str(error), "see LEPTON_PLATFORM_METRICS_LISTEN and LEPTON_PLATFORM_TELEMETRY_SAMPLE") from error
 
 
 def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
