@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
@@ -59,6 +59,7 @@ class Database:
             self.engine = sqlite.open_sqlite(url, settings.pool_size)
             self._read_engine = self.engine.execution_options(**sqlite.READING)
             self._turn_seconds: float | None = None
+            self._is_lost: Callable[[Exception], bool] = lambda _error: False
         elif url.drivername == "postgresql+asyncpg":
             # Where it is needed only: the driver takes a tenth of a second to import.
             from libs.db import postgres
@@ -66,6 +67,7 @@ class Database:
             self.engine = postgres.open_postgres(url, settings.password, settings.tls, pool_size=settings.pool_size)
             self._read_engine = self.engine.execution_options(**postgres.READING)
             self._turn_seconds = postgres.LOCK_SECONDS
+            self._is_lost = postgres.is_lost
         else:
             raise ValueError(f"database URL with {url.drivername}: must begin with sqlite+aiosqlite:// or postgresql+asyncpg://")
 
@@ -74,8 +76,9 @@ class Database:
         end = time.monotonic() + self.settings.start_seconds
         while True:
             try:
-                async with self._read_engine.connect():
-                    return
+                with self._reaching():
+                    async with self._read_engine.connect():
+                        return
             except Transient as error:
                 if self.is_sqlite or time.monotonic() > end:
                     raise
@@ -98,6 +101,7 @@ class Database:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._turn())
+            stack.enter_context(self._reaching())
             session = await stack.enter_async_context(AsyncSession(self.engine, expire_on_commit=False))
             try:
                 async with session.begin():
@@ -128,16 +132,15 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._reading:
                 await stack.enter_async_context(self._reading)
-            try:
-                yield await stack.enter_async_context(AsyncSession(self._read_engine, expire_on_commit=False))
-            except PoolTimeout as error:
-                raise Transient("too many queries at a time; try again") from error
+            stack.enter_context(self._reaching())
+            yield await stack.enter_async_context(AsyncSession(self._read_engine, expire_on_commit=False))
 
     @asynccontextmanager
     async def migration(self) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction that has its turn among the writers, and all the time that it needs."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._writing)
+            stack.enter_context(self._reaching())
             engine = self.engine
             if not self.is_sqlite:
                 from libs.db import postgres
@@ -145,6 +148,18 @@ class Database:
                 engine = postgres.open_for_migration(self._url, self.settings.password, self.settings.tls)
                 stack.push_async_callback(engine.dispose)
             yield await stack.enter_async_context(engine.begin())
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Puts into words what happens before there is a connection; the engine's own errors are in words already."""
+        try:
+            yield
+        except PoolTimeout as error:
+            raise Transient("too many queries at a time; try again") from error
+        except Exception as error:
+            if self._is_lost(error):
+                raise Transient("the database could not finish this (the connection was lost); try again") from error
+            raise
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

@@ -120,6 +120,11 @@ def _check(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether a connection broke where the engine's events do not see it: while it was being made ready, or twice as it was replaced."""
+    return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) or str(error) == "This connection is closed"
+
+
 def _of_connecting(error: Exception, url: URL) -> AppError:
     if (getattr(error, "sqlstate", None) or "")[:2] in ("28", "3D", "42"):
         return Transient(f"the database server at {url.host} refuses role {url.username} on database {url.database}: {error}")

@@ -68,6 +68,8 @@ class Wire:
     async def stop(self) -> None:
         self._server.close()
         self.cut()
+        # Its ends see it.
+        await asyncio.sleep(0.1)
 
     def cut(self) -> None:
         """What is on its way is lost, in both directions."""
