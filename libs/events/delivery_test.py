@@ -21,6 +21,7 @@ from libs.events import (
     Event,
     EventLogSettings,
     InMemoryEventLog,
+    Received,
     Relay,
     current_event,
     handles,
@@ -28,7 +29,8 @@ from libs.events import (
     replay_dead_letters,
     waiting_dead_letters,
 )
-from libs.events.dead_letter import dead_topic
+from libs.events.dead_letter import dead_letter, dead_topic, retry_topic
+from libs.events.in_memory import _Subscription as InMemorySubscription
 from libs.events.log import unreadable
 
 tables = sa.MetaData()
@@ -223,6 +225,23 @@ async def test_what_is_no_event_takes_nothing_with_it(tmp_path: Path) -> None:
     with pytest.raises(Poison, match="ce_id"):
         received[1].event.message()
     await log.stop()
+
+
+async def test_a_replay_that_died_before_its_commit_has_one_effect(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = InMemoryEventLog()
+    await log.publish([dead_letter("tests", Received(ready(1), 0, 0), Poison("it was too early"))])
+    with monkeypatch.context() as patch:
+
+        async def dies(*_: object) -> None:
+            raise Transient("away")
+
+        patch.setattr(InMemorySubscription, "commit", dies)
+        with pytest.raises(Transient):
+            await replay_dead_letters(log, "tests")
+    assert await replay_dead_letters(log, "tests") == 1
+    assert [e.topic for e in log.events].count(retry_topic("tests")) == 2
+    await consume(database, log, record, 3)
+    assert await numbers(database) == [1]
 
 
 async def test_a_consumer_tells_how_far_it_is_behind(database: Database) -> None:

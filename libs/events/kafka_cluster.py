@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,9 +23,30 @@ log = structlog.get_logger()
 # What clients raise while a broker is away or says no.
 AWAY = (KafkaError, TimeoutError, OSError)
 REQUEST_SECONDS = 20.0
+QUIET_SECONDS = 10.0
+TALKATIVE = ("aiokafka", "aiokafka.consumer.fetcher", "aiokafka.consumer.group_coordinator", "aiokafka.producer.sender")
 # Bytes of one batch for one partition; a single event may be larger, up to what a topic takes.
 BATCH_BYTES = 512 * 1024
 EVENT_BYTES = 8 * 1024 * 1024
+
+
+class _Seldom(logging.Filter):
+    """The same sentence once in ten seconds: with a broker away the client says a few of them some 60 times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """By what is said, not of whom."""
+        now = time.monotonic()
+        if now - self._said.get(str(record.msg), -QUIET_SECONDS) < QUIET_SECONDS:
+            return False
+        self._said[str(record.msg)] = now
+        return True
+
+
+_seldom = _Seldom()
 
 
 class Cluster:
@@ -34,6 +56,8 @@ class Cluster:
         self._settings = settings
         self.servers = settings.url.removeprefix("kafka://")
         self._connection = _connection(settings, self.servers)
+        for name in TALKATIVE:
+            logging.getLogger(name).addFilter(_seldom)
         self._making = asyncio.Lock()
         self._made: set[str] = set()
         self._consumers: set[AIOKafkaConsumer] = set()

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import IllegalStateError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from libs.errors import Transient
+from libs.errors import AppError, Transient
 from libs.events.kafka_cluster import AWAY, Cluster, words
 from libs.events.log import Received, receive, unreadable
 
@@ -35,7 +35,10 @@ class KafkaSubscription:
         try:
             member = await self._joined()
             return await member.poll(limit, timeout)
-        except AWAY as error:
+        except AppError:
+            raise
+        except Exception as error:
+            # Whatever has happened to the client, a new one may do better.
             self._leave()
             raise Transient(f"Kafka gives the group {self._group} nothing: {words(error)}") from error
 

@@ -70,6 +70,19 @@ async def emit(database: Database, own: str, count: int) -> None:
         await asyncio.sleep(0.08)
 
 
+async def test_a_broker_that_is_away_is_no_flood_of_words(own_broker: Broker, own: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with event_log(own_broker.url) as log:
+        subscription = log.subscribe(own, [topic_of(DatasetVersionReady)])
+        await subscription.poll(1, 0.1)
+        await asyncio.to_thread(own_broker.stop)
+        caplog.clear()
+        for _ in range(10):
+            await subscription.poll(1, 0.5)
+        said = [record for record in caplog.records if record.name.startswith("aiokafka")]
+        await asyncio.to_thread(own_broker.start)
+        assert 0 < len(said) < 20
+
+
 async def test_a_publish_without_a_broker_says_so_in_time_and_the_next_one_works(own_broker: Broker, own: str) -> None:
     async with event_log(own_broker.url) as log:
         await log.publish([ready(own, 1)])
