@@ -24,7 +24,7 @@ class StorageSettings(Block):
     access_key: str = ""
     secret_key: SecretStr = SecretStr("")
     region: str = "us-east-1"
-    # Before the purpose: "lepton-" makes "lepton-datasets".
+    # Before the purpose: "lepton-" makes "lepton-datasets". Of one platform alone: sweeps remove what its rows do not name.
     bucket_prefix: str = "lepton-"
     # Where clients reach the same server, as "https://files.example.com": they then fetch files from there. Empty: through the gateway.
     public_url: str = ""
