@@ -3,7 +3,8 @@
 set -eu
 if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi
 /tools/bin/uv venv --quiet /opt/lepton
-/tools/bin/uv pip sync --quiet --python /opt/lepton/bin/python --require-hashes "requirements/$1.txt"
+# With bytecode: file systems are read-only at run time.
+/tools/bin/uv pip sync --quiet --python /opt/lepton/bin/python --require-hashes --compile-bytecode "requirements/$1.txt"
 cd /opt/lepton
 # Tests of packages, what only compilers read, and symbols that only debuggers read.
 find . -depth -type d \( -name tests -o -name SelfTest \) -path '*/site-packages/*' -exec rm -rf {} +
@@ -13,5 +14,3 @@ if command -v strip >/dev/null; then
 else
     echo "no strip here: the image keeps the symbols of its libraries" >&2
 fi
-# Bytecode now: file systems are read-only at run time. Packages hold files for other Pythons, which do not compile here.
-bin/python -m compileall -q lib >/dev/null || true
