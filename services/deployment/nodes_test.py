@@ -81,14 +81,16 @@ async def test_a_replica_runs_on_the_node_of_its_allocation(world: World, deploy
     await second.stop()
 
 
-async def test_two_processes_that_take_everything_run_each_replica_once(world: World, deployment: Client) -> None:
+async def test_two_processes_that_take_everything_run_each_replica_once(world: World, deployment: Client, eventually: Eventually) -> None:
     both = [world.node("n1", node="", work_dir=f"{world.settings.work_dir}-{n}", **SOON) for n in range(2)]
     for node in both:
         await node.start()
     await create(deployment, 6)
-    async with asyncio.timeout(5):
-        while len(await rows(world, ReplicaState.READY)) < 6:
-            await asyncio.gather(*(node.step() for node in both))
+
+    async def all_ready() -> bool:
+        return len(await rows(world, ReplicaState.READY)) == 6
+
+    await eventually(all_ready, 20)
     assert len(world.launcher.processes) == 6
     assert len({process.launch.id for process in world.launcher.processes}) == 6
     for node in both:
