@@ -37,6 +37,8 @@ class Flow:
 
     client: la.Client
     on_stage: Callable[[Stage], None]
+    # Listings are named for everybody: a second demonstration on one platform takes another ending.
+    listed_as: str = "demo"
     stages: list[Stage] = field(default_factory=list)
 
     def stage(self, name: str, work: Callable[[], Result], tell: Callable[[Result], str]) -> Result:
@@ -128,9 +130,17 @@ class Flow:
             lambda answer: f"{answer['prediction']} (truth {truth}), p = {answer['probabilities'][answer['prediction']]:.3f}",
         )
 
+    def clear(self) -> None:
+        """Ends what would go on: the listings and the endpoints."""
+        for listing in list(self.client.listings.list()):
+            if listing.slug.endswith(f"-{self.listed_as}"):
+                self.client.listings.withdraw(listing.slug)
+        for endpoint in list(self.client.endpoints.list()):
+            self.client.endpoints.delete(endpoint.name)
+
     def sell(self, version: la.ModelVersion, record: dict[str, Any], calls: int, buyer: la.Client) -> None:
         """A listing, and another workspace that subscribes to it and calls it."""
-        name, slug = version.model, f"{version.model}-demo"
+        name, slug = version.model, f"{version.model}-{self.listed_as}"
         card = CARD.format(title=name, rows=version.training_rows, test_rows=version.test_rows, accuracy=version.metrics["accuracy"])
         self.stage(
             "publish",

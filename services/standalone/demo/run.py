@@ -27,19 +27,21 @@ def main(*, url: str = "", api_key: str = "", keep: bool = False) -> int:
     """Exit code 0 when both models are as accurate as they should be."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()
+    given = bool(url)
     with _platform(console, url, api_key, keep) as (url, api_key):
-        client = la.Client(api_key, url)
-        stages = flow.Flow(
-            client, lambda stage: console.print(f"  {stage.name:<40} {stage.seconds:6.2f} s   {stage.result}", highlight=False)
-        )
-        buyer = _buyer(client, url)
+        operator = la.Client(api_key, url)
+        # On a platform that is in use nothing of it is in the way.
+        run = f"{int(time.time()):x}"
+        client = _in_new_workspace(operator, url, f"demo-{run}") if given else operator
+        stages = flow.Flow(client, lambda stage: _show_stage(console, stage), f"demo-{run}" if given else "demo")
+        buyer = _in_new_workspace(operator, url, f"buyer-{run}")
         accuracies = {}
-        for title, run, record in (
+        for title, train, record in (
             ("A dirty table, with an MLP", stages.table, flow.table_record),
             ("Pictures, with a CNN", stages.pictures, flow.picture_record),
         ):
             console.print(f"\n[bold]{title}[/bold]")
-            version = run()
+            version = train()
             raw, truth = record()
             stages.deploy(version, raw, truth)
             stages.sell(version, raw, CALLS, buyer)
@@ -50,6 +52,8 @@ def main(*, url: str = "", api_key: str = "", keep: bool = False) -> int:
         _show_trace(console, client, job.trace_id)
         seconds = time.perf_counter() - began
         good = _show_verdict(console, accuracies, seconds)
+        if given and not keep:
+            stages.clear()
         if keep:
             console.print(f"It goes on at {url}:  export LEPTON_URL={url} LEPTON_API_KEY={api_key}")
     return 0 if good else 1
@@ -78,9 +82,9 @@ def _platform(console: Console, url: str, api_key: str, keep: bool) -> Iterator[
             console.print("Stopped; nothing is left running.")
 
 
-def _buyer(client: la.Client, url: str) -> la.Client:
+def _in_new_workspace(operator: la.Client, url: str, name: str) -> la.Client:
     """A client of another workspace, made for this run."""
-    made = client.account.create_workspace(f"buyer-{int(time.time()):x}")
+    made = operator.account.create_workspace(name)
     return la.Client(made.secret, url)
 
 
