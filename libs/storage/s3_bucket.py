@@ -61,6 +61,8 @@ class Bucket:
             retries=urllib3.Retry(
                 3,
                 read=1,
+                # Steps of an upload, which are POSTs, may be asked twice too: see complete().
+                allowed_methods=None,
                 backoff_factor=0.3,
                 status_forcelist=(500, 502, 503, 504),
                 raise_on_status=False,

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from libs.errors import AppError, NotFound, Transient
-from libs.storage import ArtifactStore, StorageSettings, digest_of, open_store
+from libs.storage import ArtifactStore, StorageSettings, Stored, digest_of, open_store
 from libs.storage.s3_bucket import name_of
 
 DATA = bytes(range(256)) * 16384
@@ -34,6 +34,12 @@ class OddServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except ConnectionError:
+                    self.close_connection = True
 
             def _serve(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -177,6 +183,29 @@ async def test_an_upload_that_is_answered_200_and_fails(odd: OddServer, store: A
     odd.answers["HEAD object"] = lambda request: (404, b"", {})
     with pytest.raises(Transient, match="did not keep"):
         await store.put(stream(bytes(20 << 20)))
+
+
+async def test_an_upload_that_is_done_and_whose_answer_is_lost(odd: OddServer, store: ArtifactStore) -> None:
+    completed = []
+
+    def post(request: BaseHTTPRequestHandler) -> Answer:
+        if "uploads" in parse_qs(urlsplit(request.path).query, keep_blank_values=True):
+            found = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            return 200, found, {"content-type": "application/xml"}
+        completed.append(request.path)
+        if len(completed) % 2:
+            raise ConnectionError("the answer is lost")
+        return error(404, "NoSuchUpload")
+
+    def put(request: BaseHTTPRequestHandler) -> Answer:
+        copied = b"<CopyPartResult><ETag>e</ETag><LastModified>2024-01-01T00:00:00.000Z</LastModified></CopyPartResult>"
+        return 200, copied, {"etag": '"e"', "content-type": "application/xml"}
+
+    odd.answers["POST object"], odd.answers["PUT object"] = post, put
+    odd.answers["HEAD object"] = lambda request: (200, b"", {"content-length": str(20 << 20), "etag": '"e"'})
+    odd.answers["DELETE object"] = lambda request: (204, b"", {})
+    assert await store.put(stream(bytes(20 << 20))) == Stored(digest_of(bytes(20 << 20)), 20 << 20)
+    assert len(completed) == 4, "that of the upload and that of the copy, each asked twice"
 
 
 async def test_a_bucket_that_must_not_be_made(odd: OddServer, store: ArtifactStore) -> None:
