@@ -1,13 +1,23 @@
 """Metrics where Prometheus can fetch them, on a small port of its own. Loaded only where a setting names one."""
 
 import threading
-from http.server import HTTPServer
+from socketserver import TCPServer
+from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from prometheus_client import CollectorRegistry, MetricsHandler, ProcessCollector
 
 # Who connects and says nothing does not keep Prometheus from reading for longer.
 SILENCE_SECONDS = 5.0
+
+
+class _Server(TCPServer):
+    """Not http.server's: that one asks the DNS for a name that nobody needs, and may wait for it."""
+
+    allow_reuse_address = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who asked has gone away."""
 
 
 class MetricsServer:
@@ -23,10 +33,10 @@ class MetricsServer:
         ProcessCollector(registry=registry)
         handler = type("_Handler", (MetricsHandler,), {"registry": registry, "timeout": SILENCE_SECONDS})
         try:
-            self._server = HTTPServer((host.strip("[]"), int(port)), handler)
+            self._server = _Server((host.strip("[]"), int(port)), handler)
         except OSError as error:
             raise OSError(f"metrics cannot be offered on {listen}: {error.strerror or error}") from error
-        self.address = f"{host}:{self._server.server_port}"
+        self.address = f"{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 

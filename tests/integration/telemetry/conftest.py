@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
 import structlog
 from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
 
 from libs import telemetry
 from libs.telemetry.metrics import Declared
@@ -57,7 +59,7 @@ class Prometheus:
         self._container = container
         self.url = f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9090)}"
 
-    def query(self, expression: str) -> list[object]:
+    def query(self, expression: str) -> list[dict[str, Any]]:
         """Its result; raises HTTPError where the expression is not valid."""
         with urlopen(f"{self.url}/api/v1/query?{urlencode({'query': expression})}", timeout=10) as answer:
             return list(json.load(answer)["data"]["result"])
@@ -75,11 +77,21 @@ class Prometheus:
 
 @pytest.fixture(scope="session")
 def prometheus() -> Iterator[Prometheus]:
+    """Beside it in its network are two replicas of a worker, which are other Prometheis: they too speak of themselves."""
     require_docker()
-    container = DockerContainer(image("prometheus")).with_exposed_ports(9090)
-    container = container.with_volume_mapping(str(OBSERVABILITY / "prometheus"), "/etc/prometheus", "ro")
-    container = container.with_volume_mapping(str(ALERTS), "/tests/alerts.yml", "ro")
-    with container:
-        running = Prometheus(container)
-        until(lambda: urlopen(f"{running.url}/-/ready", timeout=2), "Prometheus")
-        yield running
+    with Network() as network:
+
+        def made() -> DockerContainer:
+            return DockerContainer(image("prometheus")).with_network(network)
+
+        replicas = [made().with_network_aliases("worker") for _ in range(2)]
+        for replica in replicas:
+            replica.with_volume_mapping(str(OBSERVABILITY / "prometheus"), "/etc/prometheus", "ro")
+            replica.with_command("--config.file=/etc/prometheus/prometheus.yml --storage.tsdb.path=/prometheus --web.listen-address=:9464")
+        container = made().with_exposed_ports(9090)
+        container.with_volume_mapping(str(OBSERVABILITY / "prometheus"), "/etc/prometheus", "ro")
+        container.with_volume_mapping(str(ALERTS), "/tests/alerts.yml", "ro")
+        with replicas[0], replicas[1], container:
+            running = Prometheus(container)
+            until(lambda: urlopen(f"{running.url}/-/ready", timeout=2), "Prometheus")
+            yield running

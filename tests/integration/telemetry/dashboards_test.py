@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from libs.telemetry.metrics import Declared
-from tests.backends import COMPOSE
+from tests.backends import COMPOSE, until
 from tests.collector import OBSERVABILITY
 from tests.integration.telemetry.conftest import Prometheus
 
@@ -123,6 +123,12 @@ def test_prometheus_takes_its_configuration_and_its_rules(prometheus: Prometheus
 def test_alerts_say_what_is_wrong_and_are_silent_else(prometheus: Prometheus) -> None:
     code, output = prometheus.promtool("test", "rules", "/tests/alerts.yml")
     assert code == 0, output
+
+
+@pytest.mark.slow
+def test_each_replica_of_a_name_is_read(prometheus: Prometheus) -> None:
+    until(lambda: len(prometheus.query('up{job="lepton", process="worker"} == 1')) == 2, "both replicas")
+    assert {each["metric"]["process"] for each in prometheus.query("process_start_time_seconds")} == {"worker"}
 
 
 def test_every_process_of_the_platform_is_read() -> None:

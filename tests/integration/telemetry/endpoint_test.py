@@ -2,6 +2,7 @@
 
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -91,6 +92,17 @@ def test_who_connects_and_says_nothing_keeps_prometheus_out_for_a_moment_only(mo
         page()
         assert time.monotonic() - started < 3
         silent.close()
+
+
+def test_a_reader_that_goes_away_leaves_no_words(capfd: pytest.CaptureFixture[str]) -> None:
+    telemetry.setup("data", metrics_listen="127.0.0.1:0", style="json")
+    host, _, port = telemetry.metrics_address().rpartition(":")
+    for words in (b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00\xff\r\n\r\n", b""):
+        with socket.create_connection((host, int(port))) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.sendall(words)
+    page()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_service_is_read_where_its_settings_say(tmp_path: Path) -> None:
