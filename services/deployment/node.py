@@ -12,7 +12,6 @@ from pathlib import Path
 import structlog
 
 from libs.db import Database
-from libs.errors import AppError
 from libs.launcher import Launcher, signature
 from libs.lifecycle import Loop
 from libs.rpc import Client
@@ -78,8 +77,8 @@ class Node:
         await self._loop.stop()
         try:
             await self._hand_back()
-        except AppError as error:
-            log.warning("replicas_not_handed_back", error=str(error))  # They end all the same, and say so if they can.
+        except Exception:
+            log.exception("replicas_not_handed_back")  # They end all the same, and say so if they can.
         grace = min(STOP_SECONDS, self._settings.grace_seconds)
         for run in self._runs.values():
             run.leave(hurried=self._alone, grace_seconds=grace)
