@@ -19,9 +19,10 @@ from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceServicer
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2_grpc import DataServiceServicer
+from lepton.deployment.v1 import endpoint_pb2
 from lepton.training.v1 import job_pb2, training_service_pb2
 from libs.db import Database
-from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
+from libs.errors import AppError, Conflict, NotFound, QuotaExceeded, Transient
 from libs.launcher import SubprocessLauncher
 from libs.rpc import current_call
 from libs.storage.in_memory import InMemoryArtifactStore
@@ -150,6 +151,21 @@ class FakeAccounts(AccountsServiceServicer):
         return accounts_pb.ReleaseQuotaResponse()
 
 
+class FakeDeployment:
+    """Knows the endpoints in `serving`, each with its model version."""
+
+    def __init__(self) -> None:
+        self.serving: dict[str, str] = {}
+        self.away = False
+
+    async def GetEndpoint(self, request: Any, context: Any = None, **_: Any) -> endpoint_pb2.Endpoint:
+        if self.away:
+            raise Transient("the deployment service cannot be reached; try again in a moment")
+        if request.name not in self.serving:
+            raise NotFound(f"there is no endpoint '{request.name}'")
+        return endpoint_pb2.Endpoint(name=request.name, model=self.serving[request.name])
+
+
 @dataclass
 class Platform:
     """The service and its workers; `submit`, `ended` and `until` drive it."""
@@ -162,6 +178,7 @@ class Platform:
     data: FakeData
     compute: FakeCompute
     accounts: FakeAccounts
+    deployment: FakeDeployment
     workers: list[Supervisor] = field(default_factory=list)
     spans: list[Any] = field(default_factory=list)
 
@@ -276,8 +293,8 @@ def engine(tmp_path: Path) -> Callable[[str], Callable[[str], list[str]]]:
 @asynccontextmanager
 async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Platform]:
     settings = Settings(work_dir=str(tmp_path / "work"), reconcile_seconds=0.1, lease_seconds=2.0, allocation_lease_seconds=3, **changes)
-    data, compute, accounts = FakeData(), FakeCompute(), FakeAccounts()
-    peers = Peers(data, compute, accounts)  # type: ignore[arg-type]
+    data, compute, accounts, deployment = FakeData(), FakeCompute(), FakeAccounts(), FakeDeployment()
+    peers = Peers(data, compute, accounts, deployment)  # type: ignore[arg-type]
     stores = Stores(InMemoryArtifactStore(), InMemoryArtifactStore(), InMemoryArtifactStore())
     spans: list[Any] = []
     async with AsyncExitStack() as stack:
@@ -287,7 +304,7 @@ async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Plat
         platform: Platform
         reconciler = Reconciler(database, peers, lambda workspace, job_id, node: platform.hint(workspace, job_id), settings)
         servicer = TrainingServicer(database, peers, reconciler, pulse)
-        platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, spans=spans)
+        platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, deployment, spans=spans)
         for component in (reconciler, pulse):
             await component.start()
             stack.push_async_callback(component.stop)

@@ -5,6 +5,7 @@ import sys
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
 from lepton.data.v1.data_service_pb2_grpc import DataServiceStub
+from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from lepton.training.v1.training_service_pb2_grpc import add_TrainingServiceServicer_to_server
 from libs import telemetry
 from libs.events import EventLog
@@ -63,7 +64,10 @@ def build_worker(settings: Settings, event_log: EventLog | None = None, queue: T
 
 def _peers(kit: Kit) -> Peers:
     return Peers(
-        kit.client(DataServiceStub, "data"), kit.client(ComputeServiceStub, "compute"), kit.client(AccountsServiceStub, "accounts")
+        data=kit.client(DataServiceStub, "data"),
+        compute=kit.client(ComputeServiceStub, "compute"),
+        accounts=kit.client(AccountsServiceStub, "accounts"),
+        deployment=kit.client(DeploymentServiceStub, "deployment"),
     )
 
 

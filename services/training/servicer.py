@@ -127,8 +127,10 @@ class TrainingServicer(Edge, TrainingServiceServicer):
             return wire.version_message(found)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
+        # Who deletes an endpoint and then its model need not wait for the event between them.
+        gone = await models.endpoints_gone(self.database, self._peers.deployment, workspace=self.workspace, name=request.name)
         async with self.unit(request) as unit:
-            await models.delete_model(unit, workspace=self.workspace, name=request.name)
+            await models.delete_model(unit, workspace=self.workspace, name=request.name, gone=gone)
             return await unit.reply(pb.DeleteModelResponse())
 
 

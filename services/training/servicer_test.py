@@ -331,8 +331,21 @@ async def test_models_and_their_versions(platform: Platform) -> None:
         await platform.servicer.GetModel(pb.GetModelRequest(name="m"), None)
 
 
+@pytest.mark.parametrize("serving", [{}, {"e": "other@3"}], ids=["deleted", "serves another model"])
+async def test_a_model_whose_endpoint_has_left_it_can_go_before_the_event_comes(platform: Platform, serving: dict[str, str]) -> None:
+    await registered(platform)
+    await handle(platform, EndpointCreated(endpoint=Endpoint(name="e", workspace="acme", model="m@1")))
+    platform.deployment.away = True
+    with as_member(), pytest.raises(Conflict, match="served by e"):
+        await platform.servicer.DeleteModel(pb.DeleteModelRequest(name="m"), None)
+    platform.deployment.away, platform.deployment.serving = False, serving
+    with as_member():
+        await platform.servicer.DeleteModel(pb.DeleteModelRequest(name="m"), None)
+
+
 async def test_a_served_model_stays_and_a_number_is_never_given_twice(platform: Platform) -> None:
     await registered(platform)
+    platform.deployment.serving = {"e": "m@1"}
     await handle(platform, EndpointCreated(endpoint=Endpoint(name="e", workspace="acme", model="m@1")))
     with as_member(), pytest.raises(Conflict, match="served by e"):
         await platform.servicer.DeleteModel(pb.DeleteModelRequest(name="m"), None)

@@ -38,6 +38,7 @@ class Peers:
     data: Client
     compute: Client
     accounts: Client
+    deployment: Client
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,40 @@
 """Use cases about registered models."""
 
-from libs.db import Unit
-from libs.errors import Conflict
+import asyncio
+from collections.abc import Collection
+
+from lepton.deployment.v1.deployment_service_pb2 import GetEndpointRequest
+from libs.db import Database, Unit
+from libs.errors import Conflict, NotFound, Transient
+from libs.rpc import Client
 from services.training import repository, wire
 
+# Of a model that more endpoints serve, none but these are asked about.
+MOST_ASKED = 20
 
-async def delete_model(unit: Unit, *, workspace: str, name: str) -> None:
-    """Deletes every version; their files are swept once nothing names them. Raises Conflict while an endpoint serves one."""
+
+async def endpoints_gone(database: Database, deployment: Client, *, workspace: str, name: str) -> set[str]:
+    """Endpoints that serve the model by what events have told so far, and do not by what deployment says now. Awaits the network."""
+    async with database.read() as session:
+        told = await repository.endpoints_of_model(session, workspace, name)
+
+    async def serves(endpoint: str) -> bool:
+        try:
+            now = await deployment.GetEndpoint(GetEndpointRequest(name=endpoint))
+            return bool(now.model.partition("@")[0] == name)
+        except NotFound:
+            return False
+        except Transient:
+            return True
+
+    asked = told[:MOST_ASKED]
+    return {endpoint for endpoint, still in zip(asked, await asyncio.gather(*map(serves, asked)), strict=True) if not still}
+
+
+async def delete_model(unit: Unit, *, workspace: str, name: str, gone: Collection[str] = ()) -> None:
+    """Deletes every version; their files are swept once nothing names them. Raises Conflict while an endpoint serves one, but `gone`."""
     model = await repository.get_model(unit.session, workspace, name, lock=True)
-    endpoints = await repository.endpoints_of_model(unit.session, workspace, name)
+    endpoints = [endpoint for endpoint in await repository.endpoints_of_model(unit.session, workspace, name) if endpoint not in gone]
     if endpoints:
         named = ", ".join(endpoints[:5]) + (", …" if len(endpoints) > 5 else "")
         raise Conflict(f"model '{name}' is served by {named}; delete the endpoint first, or let it serve another model")
