@@ -1,6 +1,7 @@
 """Event log adapter for tests: topics in this process's memory."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -47,15 +48,16 @@ class _Subscription:
         return ahead
 
     async def poll(self, limit: int, timeout: float) -> list[Received]:
+        last = time.monotonic() + timeout
         async with self._log._changed:
-            if ahead := self._ahead(limit):
-                return ahead
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._log._changed.wait()
-            except TimeoutError:
-                pass
-            return self._ahead(limit)
+            # It is woken for other topics too.
+            while not (ahead := self._ahead(limit)):
+                try:
+                    async with asyncio.timeout(last - time.monotonic()):
+                        await self._log._changed.wait()
+                except TimeoutError:
+                    return []
+            return ahead
 
     async def commit(self, received: Sequence[Received]) -> None:
         if received:

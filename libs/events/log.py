@@ -22,9 +22,9 @@ class EventLogSettings(Block):
     """
 
     url: str = "memory:"
-    retention_seconds: float = Field(7 * 86400, gt=0)
-    partitions: int = Field(6, ge=1)
-    replication: int = Field(1, ge=1)
+    retention_seconds: float = Field(default=7 * 86400, gt=0)
+    partitions: int = Field(default=6, ge=1)
+    replication: int = Field(default=1, ge=1)
     username: str = ""
     password: SecretStr = SecretStr("")
     mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = "SCRAM-SHA-512"

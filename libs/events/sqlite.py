@@ -134,16 +134,16 @@ class _Subscription:
         return [receive(topic, key, json.loads(headers), data, 0, position) for position, topic, key, headers, data in rows]
 
     async def poll(self, limit: int, timeout: float) -> list[Received]:
+        last = time.monotonic() + timeout
         async with self._log._changed:
-            ahead = await self._log._in_thread(self._ahead, limit)
-            if ahead:
-                return ahead
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._log._changed.wait()
-            except TimeoutError:
-                return []
-        return await self._log._in_thread(self._ahead, limit)
+            # It is woken for other topics too.
+            while not (ahead := await self._log._in_thread(self._ahead, limit)):
+                try:
+                    async with asyncio.timeout(last - time.monotonic()):
+                        await self._log._changed.wait()
+                except TimeoutError:
+                    return []
+            return ahead
 
     async def commit(self, received: Sequence[Received]) -> None:
         last: dict[str, int] = {}

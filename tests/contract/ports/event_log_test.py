@@ -127,6 +127,18 @@ async def test_a_waiting_poll_is_woken(log: EventLog, topic: str) -> None:
     assert numbers_of(await asyncio.wait_for(waiting, 5)) == [7]
 
 
+async def test_a_waiting_poll_is_not_ended_by_other_topics(log: EventLog, topic: str, own: str) -> None:
+    subscription = log.subscribe(topic, [topic])
+    assert await subscription.poll(10, 0.01) == []
+    waiting = asyncio.create_task(subscription.poll(10, 30))
+    await asyncio.sleep(0.02)
+    await log.publish([ready(f"lepton.{own}.other.v1", 1)])
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await log.publish([ready(topic, 7)])
+    assert numbers_of(await asyncio.wait_for(waiting, 5)) == [7]
+
+
 async def test_a_poll_that_is_broken_off_takes_nothing_with_it(log: EventLog, topic: str) -> None:
     subscription = log.subscribe(topic, [topic])
     assert await subscription.poll(10, 0.01) == []

@@ -136,7 +136,6 @@ async def test_a_dead_letter_is_replayed_to_its_service_alone(kafka: Broker, own
         await until(buried)
         (dead,) = [w.event for w in await waiting_dead_letters(log, own) if w.event.id == broken.id]
         assert dead.extensions["lepton_dead_reason"] == f"event {broken.id} is no {broken.type}"
-        assert [(row.key, row.number) for row in await seen(database)] == [(1, 1)]
         # Somebody has mended it meanwhile.
         mended = replace(dead, data=ready(own, 0).data, id=f"{dead.id}m")
         await log.publish([mended])
