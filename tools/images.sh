@@ -173,7 +173,7 @@ image() ( # image NAME; a shell of its own, which clears away behind it
 
 print_env() {
     local name
-    for name in python kafka postgres minio redis otel-collector jaeger prometheus; do
+    for name in python kafka postgres minio redis versitygw otel-collector jaeger prometheus; do
         echo "LEPTON_$(variable "$name")_IMAGE=$(tag "$name")"
     done
     echo COMPOSE_PROFILES=core,observability # Grafana is among none of these packages

@@ -161,3 +161,25 @@ def test_this_machine_is_a_node() -> None:
     assert node.name
     assert node.cpu_millis >= 1000
     assert node.memory_bytes > 2**28
+
+
+async def test_a_database_that_was_away_takes_nobody_s_allocation(compute: Client, database: Database, scheduler: Scheduler) -> None:
+    with acting_for("acme"):
+        held = await compute.CreateAllocation(ask("holder"))
+    clock = scheduler.clock
+    assert isinstance(clock, FakeClock)
+    scheduler.swept()
+    clock.advance(60)
+    # The first look after a silence: nobody could renew, and everybody has the whole time again.
+    scheduler.swept()
+    async with database.unit() as unit:
+        await scheduler.expire(unit, node_lease_seconds=15)
+    with acting_for("acme"):
+        assert (await compute.RenewAllocation(compute_service_pb2.RenewAllocationRequest(id=held.id))).id == held.id
+    for _ in range(31):
+        clock.advance(1)
+        scheduler.swept()
+    async with database.unit() as unit:
+        await scheduler.expire(unit, node_lease_seconds=15)
+    with acting_for("acme"), pytest.raises(AppError):
+        await compute.RenewAllocation(compute_service_pb2.RenewAllocationRequest(id=held.id))

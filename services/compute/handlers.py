@@ -15,6 +15,8 @@ from services.compute.tables import EXPIRED, GRANTED, QUEUED, RELEASED, Allocati
 
 _waits = histogram("lepton_allocation_wait_seconds", "From asking for an allocation to having it.", buckets=LONG_SECONDS)
 DEFAULT_LEASE_SECONDS = 30
+# Between two sweeps, which come every second: longer, and renewals may have been lost meanwhile.
+DEAF_SECONDS = 5.0
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 
 
@@ -24,6 +26,26 @@ class Scheduler:
     def __init__(self, *, patience_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self._patience_seconds = patience_seconds
         self.clock = clock
+        # Nobody could renew before: a service or a database that was away is no reason to take anything back.
+        self._listens_since = clock()
+        self._swept = float("-inf")
+
+    def swept(self) -> None:
+        """The database answers. Where it had not for a while, holders and nodes have their whole time again."""
+        now = self.clock()
+        if now - self._swept > DEAF_SECONDS:
+            self._listens_since = now
+        self._swept = now
+
+    def is_over(self, allocation: Allocation) -> bool:
+        """Whether a granted one was not renewed in time."""
+        if allocation.renew_time is None:
+            return False
+        return max(allocation.renew_time, self._listens_since) + allocation.lease_seconds < self.clock()
+
+    def is_lost(self, node: Node, node_lease_seconds: float) -> bool:
+        """Whether nobody hears of a node any more that was not lost."""
+        return not node.lost and self.clock() - max(node.heartbeat_time, self._listens_since) > node_lease_seconds
 
     async def schedule(self, unit: Unit) -> None:
         """Grants what can be granted and says of the rest why it waits."""
@@ -114,13 +136,12 @@ class Scheduler:
 
     async def expire(self, unit: Unit, *, node_lease_seconds: float) -> None:
         """Takes back what nobody renewed, marks nodes that nobody hears of, and gives the room to who waits."""
-        now = self.clock()
         for node in await repository.nodes(unit.session):
-            if not node.lost and now - node.heartbeat_time > node_lease_seconds:
+            if self.is_lost(node, node_lease_seconds):
                 node.lost = True
                 await unit.emit(wire.lost(node))
         for allocation in await repository.granted(unit.session):
-            if (expires := allocation.lease_expire_time) is not None and expires < now:
+            if self.is_over(allocation):
                 await self._end(unit, allocation, EXPIRED)
         await unit.session.flush()
         await self.schedule(unit)

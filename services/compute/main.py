@@ -40,13 +40,10 @@ def build_agent(settings: Settings) -> NodeAgent:
 
 async def _something_is_due(database: Database, scheduler: Scheduler, node_lease_seconds: float) -> bool:
     """Whether the sweep would change anything: looking costs no write."""
-    now = scheduler.clock()
     async with database.read() as session:
-        if await repository.has_queued(session):
-            return True
-        if any((a.lease_expire_time or now) < now for a in await repository.granted(session)):
-            return True
-        return any(not n.lost and now - n.heartbeat_time > node_lease_seconds for n in await repository.nodes(session))
+        queued, granted, nodes = await repository.has_queued(session), await repository.granted(session), await repository.nodes(session)
+    scheduler.swept()
+    return queued or any(map(scheduler.is_over, granted)) or any(scheduler.is_lost(node, node_lease_seconds) for node in nodes)
 
 
 if __name__ == "__main__":

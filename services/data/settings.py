@@ -42,6 +42,6 @@ class Settings(ServiceSettings):
     lease_seconds: float = 10.0
     reconcile_seconds: float = 1.0
     # Objects that a row has ceased to name are kept for so long: the same bytes may be on their way into another row.
-    discard_seconds: float = 60.0
+    discard_seconds: float = 600.0
     # The same for objects that no row ever named, such as an upload whose caller went away.
     orphan_seconds: float = 3600.0

@@ -31,8 +31,8 @@ log = structlog.get_logger()
 
 SCAN_SECONDS = 2.0
 WATCH_SECONDS = 0.2
-# Another job may be about to name the same bytes.
-REPLACED_SECONDS = 60.0
+# Another job may be about to name the same bytes, once the rest of its checkpoint is in the store too.
+REPLACED_SECONDS = 600.0
 STOP_SECONDS = 8.0
 
 
