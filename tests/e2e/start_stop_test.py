@@ -72,10 +72,10 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             assert len(done.stderr.splitlines()) == 2
 
 
-def test_a_home_that_is_in_use(platform: Platform) -> None:
-    done = lepton("up", "--detach", "--port", str(free_port()), env=platform.env)
+def test_a_home_that_is_in_use(embedded_platform: Platform) -> None:
+    done = lepton("up", "--detach", "--port", str(free_port()), env=embedded_platform.env)
     assert done.returncode == 2
-    assert f"in use by process {platform.pid()}" in done.stderr
+    assert f"in use by process {embedded_platform.pid()}" in done.stderr
     assert "lepton down" in done.stderr
 
 
