@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx
 import psutil
 
-import leptonai as la
 from tests.backends import require_docker
-from tests.platform import free_port
+from tests.platform import Reachable, free_port
 
 ROOT = Path(__file__).parent.parent
 SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "worker")
@@ -21,7 +19,7 @@ BACKENDS = ("postgres", "kafka", "minio", "redis")
 
 
 @dataclass
-class Composed:
+class Composed(Reachable):
     """One project of `docker compose`. What tests ask of `Platform` it answers too."""
 
     folder: Path
@@ -99,32 +97,12 @@ class Composed:
                     continue
         return found
 
-    def find(self, word: str) -> list[psutil.Process]:
-        """Processes whose command line has `word`, nannies left out."""
-        found = []
-        for process in self.processes():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if word in line and "nanny.py" not in line:
-                found.append(process)
-        return found
-
     def workspace(self, name: str) -> "Composed":
         """The same platform, in a new workspace on the largest plan."""
         with self.http() as http:
             made = http.post("/v1/workspaces", json={"name": name, "plan": "pro"})
             assert made.status_code == 201, made.text
         return replace(self, own_key=made.json()["secret"])
-
-    def client(self, key: str = "") -> la.Client:
-        return la.Client(key or self.key, self.url)
-
-    def http(self, key: str | None = None) -> httpx.Client:
-        """A plain HTTP client; `key` "" sends none."""
-        key = self.key if key is None else key
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60)
 
     def log(self) -> str:
         """Who is how, and what was said last, for a failing test's message."""

@@ -35,8 +35,41 @@ def lepton(*words: str, env: dict[str, str] | None = None, stdin: str = "", time
     )
 
 
+class Reachable:
+    """A platform at an address, with a key; which processes are its own, the platforms below say."""
+
+    key: str
+
+    @property
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def processes(self) -> list[psutil.Process]:
+        raise NotImplementedError
+
+    def find(self, word: str) -> list[psutil.Process]:
+        """Its processes whose command line has `word`, nannies left out."""
+        found = []
+        for process in self.processes():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if word in line and "nanny.py" not in line:
+                found.append(process)
+        return found
+
+    def client(self, key: str = "") -> la.Client:
+        return la.Client(key or self.key, self.url)
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        """A plain HTTP client; `key` "" sends none."""
+        key = self.key if key is None else key
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60)
+
+
 @dataclass
-class Platform:
+class Platform(Reachable):
     """One LEPTON_HOME and the platform in it."""
 
     home: Path
@@ -80,18 +113,6 @@ class Platform:
         except (psutil.Error, OSError):
             return []
 
-    def find(self, word: str) -> list[psutil.Process]:
-        """Its processes whose command line has `word`, nannies left out."""
-        found = []
-        for process in self.processes():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if word in line and "nanny.py" not in line:
-                found.append(process)
-        return found
-
     def kill(self) -> None:
         """kill -9 of the platform; returns once it and all that it started are gone."""
         processes = self.processes()
@@ -99,14 +120,6 @@ class Platform:
         _, alive = psutil.wait_procs(processes, timeout=10)
         left = [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
         assert not left, f"left running: {left}"
-
-    def client(self, key: str = "") -> la.Client:
-        return la.Client(key or self.key, self.url)
-
-    def http(self, key: str | None = None) -> httpx.Client:
-        """A plain HTTP client; `key` "" sends none."""
-        key = self.key if key is None else key
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60)
 
     def log(self) -> str:
         """The end of its log, for a failing test's message."""
