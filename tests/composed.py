@@ -30,6 +30,7 @@ class Composed(Reachable):
     seconds: float = 0.0
     # Of a workspace that a test has made for itself; empty: of the first one.
     own_key: str = ""
+    store_port: int = field(default_factory=free_port)
 
     @property
     def env_file(self) -> Path:
@@ -61,6 +62,8 @@ class Composed(Reachable):
         environment |= {
             "COMPOSE_PROFILES": self.profiles,
             "LEPTON_LISTEN": f"127.0.0.1:{self.port}",
+            "LEPTON_MINIO_LISTEN": f"127.0.0.1:{self.store_port}",
+            "LEPTON_STORAGE_PUBLIC_URL": f"http://127.0.0.1:{self.store_port}",
             "LEPTON_JAEGER_LISTEN": "127.0.0.1:0",
             "LEPTON_PROMETHEUS_LISTEN": "127.0.0.1:0",
             **self.overrides,

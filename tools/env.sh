@@ -26,6 +26,10 @@ secret() { openssl rand -hex 24; }
 command -v openssl >/dev/null || { echo "make env needs openssl for keys (on Debian: apt-get install openssl)" >&2; exit 1; }
 
 add COMPOSE_PROFILES core,observability,dashboards
+# For clients on other machines both become addresses that they can reach.
+add LEPTON_LISTEN 127.0.0.1:8080
+add LEPTON_MINIO_LISTEN 127.0.0.1:9000
+add LEPTON_STORAGE_PUBLIC_URL http://127.0.0.1:9000
 add LEPTON_API_KEY "lpt_$(secret)"
 for name in POSTGRES_PASSWORD REDIS_PASSWORD STORAGE_SECRET_KEY GRAFANA_PASSWORD; do
     add "LEPTON_$name" "$(secret)"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.composed import ROOT, SERVICES, Composed
@@ -40,6 +41,19 @@ def test_a_trace_of_the_job_crosses_processes(composed_platform: Composed) -> No
             return {span["service"] for span in found.json()["spans"]} if found.status_code == 200 else set()
 
         assert eventually(lambda: {"gateway", "data"} <= services(), timeout=30), services()
+
+
+def test_large_files_come_from_the_store_itself(composed_platform: Composed) -> None:
+    tenant = composed_platform.workspace("large")
+    rows = "\n".join(f"{n},{n * 7919 % 1000003},{n * 104729 % 15485863}" for n in range(200_000))
+    with tenant.http() as http:
+        path = "/v1/datasets/large/content"
+        assert http.put(path, params={"filename": "large.csv"}, content=f"a,b,c\n{rows}\n").status_code == 201
+        answer = http.get("/v1/datasets/large/versions/1/content")
+        assert answer.status_code == 307
+        assert answer.headers["location"].startswith(f"http://127.0.0.1:{composed_platform.store_port}/lepton-datasets/")
+        # Without a key: the address is one.
+        assert httpx.get(answer.headers["location"]).content[:4] == b"PAR1"
 
 
 def test_dead_letters_are_read_inside_a_container(composed_platform: Composed) -> None:
