@@ -29,6 +29,8 @@ def url(tmp_path: Path) -> Iterator[str]:
     handlers, level = logging.getLogger().handlers, logging.getLogger().level
     yield f"sqlite://{tmp_path}/deep/traces.db"
     telemetry.shutdown()
+    # The share that is kept holds for the process: other tests count on all.
+    start_tracing("lepton", None)
     structlog.configure(**config)
     logging.getLogger().handlers, logging.getLogger().level = handlers, level
 
