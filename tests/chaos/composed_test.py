@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -78,26 +79,31 @@ def asking(platform: Composed) -> Iterator[tuple[list[str], list[float]]]:
 
     def ask() -> None:
         with platform.http() as http:
-            for number in itertools.count():
-                if ended.is_set():
-                    return
-                requests = (
-                    ("GET", "/v1/training-jobs", None),
-                    ("POST", "/v1/api-keys", {"name": f"key-{number}", "role": "viewer"}),
-                    ("GET", "/v1/datasets", None),
-                    ("POST", "/v1/endpoints/line/predict", {"instances": [{"x": 1.0}]}),
-                    ("GET", "/v1/listings", None),
-                    ("GET", "/v1/compute/allocations", None),
-                )
-                method, path, body = requests[number % len(requests)]
+
+            def send(method: str, path: str, body: Any = None) -> dict[str, Any]:
                 began = time.monotonic()
                 try:
                     answer = http.request(method, path, json=body)
-                    if answer.status_code >= 400:
-                        failed.append(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+                    if answer.status_code < 400:
+                        return dict(answer.json() or {})
+                    failed.append(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
                 except httpx.TransportError as error:
                     failed.append(f"{method} {path}: {error!r}")
-                seconds.append(time.monotonic() - began)
+                finally:
+                    seconds.append(time.monotonic() - began)
+                return {}
+
+            for number in itertools.count():
+                if ended.is_set():
+                    return
+                send("GET", "/v1/training-jobs")
+                key = send("POST", "/v1/api-keys", {"name": f"key-{number}", "role": "viewer"})
+                send("GET", "/v1/datasets")
+                send("POST", "/v1/endpoints/line/predict", {"instances": [{"x": 1.0}]})
+                send("GET", "/v1/listings")
+                if key:
+                    send("DELETE", f"/v1/api-keys/{key['api_key']['id']}")
+                send("GET", "/v1/compute/allocations")
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
