@@ -183,3 +183,21 @@ async def test_a_database_that_was_away_takes_nobody_s_allocation(compute: Clien
         await scheduler.expire(unit, node_lease_seconds=15)
     with acting_for("acme"), pytest.raises(AppError):
         await compute.RenewAllocation(compute_service_pb2.RenewAllocationRequest(id=held.id))
+
+
+async def test_a_lost_node_is_shown_for_a_day_or_while_something_lives_there(
+    compute: Client, database: Database, scheduler: Scheduler
+) -> None:
+    clock = scheduler.clock
+    assert isinstance(clock, FakeClock)
+
+    async def states() -> list[int]:
+        async with database.unit() as unit:
+            await scheduler.expire(unit, node_lease_seconds=15)
+        with acting_for("acme"):
+            return [node.state for node in (await compute.ListNodes(compute_service_pb2.ListNodesRequest())).nodes]
+
+    clock.advance(3600)
+    assert await states() == [node_pb2.NODE_STATE_LOST]
+    clock.advance(86_400)
+    assert await states() == []

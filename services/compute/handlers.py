@@ -15,6 +15,8 @@ from services.compute.tables import EXPIRED, GRANTED, QUEUED, RELEASED, Allocati
 
 _waits = histogram("lepton_allocation_wait_seconds", "From asking for an allocation to having it.", buckets=LONG_SECONDS)
 DEFAULT_LEASE_SECONDS = 30
+# A lost node is shown for a day: a container that is made anew is another one.
+FORGOTTEN_SECONDS = 86400.0
 # Between two sweeps, which come every second: longer, and renewals may have been lost meanwhile.
 DEAF_SECONDS = 5.0
 DEFAULT_MEMORY_BYTES = 2 * 2**30
@@ -144,6 +146,7 @@ class Scheduler:
             if self.is_over(allocation):
                 await self._end(unit, allocation, EXPIRED)
         await unit.session.flush()
+        await repository.forget_nodes(unit.session, self.clock() - FORGOTTEN_SECONDS)
         await self.schedule(unit)
 
     async def _end(self, unit: Unit, allocation: Allocation, state: str) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from services.compute.tables import GRANTED, LIVE, QUEUED, Allocation, Node
 
@@ -23,6 +24,13 @@ async def node(session: AsyncSession, name: str) -> Node | None:
 async def live(session: AsyncSession) -> Sequence[Allocation]:
     """Queued and granted ones of every workspace: what the scheduler looks at."""
     return (await session.execute(select(Allocation).where(Allocation.state.in_(LIVE)))).scalars().all()
+
+
+async def forget_nodes(session: AsyncSession, before: float) -> None:
+    """Drops lost nodes that were last heard of before then, and on which nothing lives."""
+    held = select(Allocation.node).where(Allocation.state == GRANTED)
+    gone = delete(Node).where(col(Node.lost).is_(True), Node.heartbeat_time < before, col(Node.name).not_in(held))
+    await session.execute(gone)
 
 
 async def granted(session: AsyncSession) -> Sequence[Allocation]:

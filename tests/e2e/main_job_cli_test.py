@@ -181,9 +181,10 @@ def test_trace_and_machines(seller: Shell, trained: dict[str, Any]) -> None:
     drawn = seller.run("trace", trained["trace_id"]).stdout
     assert trained["trace_id"] in drawn
     assert "├─" in drawn
-    (node,) = seller.json("compute", "nodes")
-    assert node["state"] == "ready"
-    assert node["cpu_millis"] >= 1000
+    # Beside nodes that were lost not long ago.
+    ready = [node for node in seller.json("compute", "nodes") if node["state"] == "ready"]
+    assert ready
+    assert all(node["cpu_millis"] >= 1000 for node in ready)
     assert [each["state"] for each in seller.json("compute", "allocations") if trained["id"] in each["holder"]] == ["released"]
 
 
