@@ -41,6 +41,8 @@ LEFT_AFTER = timedelta(days=1)
 # The most that S3 takes in one request.
 DIRECT_BYTES = 5 << 30
 CHECKSUM = "x-amz-checksum-sha256"
+# What is left of an upload that was kept says which object it became.
+ADOPTED = "adopted"
 _UPLOAD = re.compile(r"[0-9a-f]{32}")
 _RULE = Rule(
     ENABLED,
@@ -196,6 +198,8 @@ class Bucket:
         checksum = _checksum(digest)
         if not self._public_url:
             return None
+        if size < 1:
+            raise Invalid("there is nothing to upload", code="invalid_data")
         if size > DIRECT_BYTES:
             words = f"a file of {size} bytes is too large for one request to the artifact store, which takes {DIRECT_BYTES >> 30} GiB"
             raise Invalid(words, code="too_large", meta={"limit_bytes": DIRECT_BYTES})
@@ -216,22 +220,22 @@ class Bucket:
         found: Object | None = None
         with self.client() as client, _suppress_code("NoSuchKey"):
             found = client.stat_object(self.name, incoming, extra_headers={"x-amz-checksum-mode": "ENABLED"})
-        if found is None:
+        told = (found.metadata or {}) if found else {}
+        if found is None or (found.size == 0 and told.get(f"x-amz-meta-{ADOPTED}") != digest):
             raise nothing_uploaded(upload, digest)
         if found.size == 0:
             self.stat(digest)
             self.refresh(name_of(digest), size)
             return Stored(digest, size)
-        told = (found.metadata or {}).get(CHECKSUM)
-        if told is None:
+        if CHECKSUM not in told:
             words = f"the artifact store at {self.endpoint} does not check what is uploaded to it; send the file through the platform"
             raise AppError(words, code="unimplemented")
-        if (found.size, told) != (size, checksum):
+        if (found.size, told[CHECKSUM]) != (size, checksum):
             self.remove(incoming)
             raise Invalid(f"what was uploaded is not the {size} bytes of {digest}; upload it again", code="invalid_data")
         self.copy(incoming, name_of(digest), size)
         with self.client() as client:
-            client.put_object(self.name, incoming, io.BytesIO(b""), 0)
+            client.put_object(self.name, incoming, io.BytesIO(b""), 0, metadata={ADOPTED: digest})
         return Stored(digest, size)
 
     def clear_leftovers(self, older: timedelta = LEFT_AFTER) -> None:
