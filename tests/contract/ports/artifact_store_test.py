@@ -230,12 +230,17 @@ class TestDirectUploads:
         assert (await put(upload, data)).status_code == 200
         for _ in range(2):
             await reached.adopt(upload.id, digest=digest_of(data), size=size)
+        theirs = await reached.put(stream(b"of somebody else"))
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await reached.adopt(upload.id, digest=theirs.digest, size=theirs.size)
         assert (await put(upload, data)).status_code == 200, "a client that did not hear the answer"
         await reached.adopt(upload.id, digest=digest_of(data), size=size)
         assert await content(reached, digest_of(data)) == data
-        await reached.discard(digest_of(data))
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="nothing was uploaded"):
             await reached.adopt((await direct(reached, data)).id, digest=digest_of(data), size=size)
+        await reached.discard(digest_of(data))
+        with pytest.raises(NotFound, match="there is no object"):
+            await reached.adopt(upload.id, digest=digest_of(data), size=size)
 
     async def test_several_at_once_are_one(self, reached: ArtifactStore) -> None:
         data = os.urandom(MIB)
@@ -290,7 +295,9 @@ class TestDirectUploads:
                 await reached.adopt(upload.id, digest=digest_of(data), size=1000)
         assert await content(reached, theirs.digest) == b"of somebody else"
 
-    async def test_more_than_one_request_carries_is_refused(self, reached: ArtifactStore) -> None:
+    async def test_what_one_request_cannot_carry_is_refused(self, reached: ArtifactStore) -> None:
+        with pytest.raises(Invalid):
+            await reached.upload_url(digest=digest_of(b""), size=0, seconds=60)
         with pytest.raises(Invalid) as refused:
             await reached.upload_url(digest=digest_of(b""), size=(5 << 30) + 1, seconds=60)
         assert refused.value.code == "too_large"

@@ -231,7 +231,8 @@ def _sent(content: Content | bytes, size: int, seconds: float) -> Flow[str]:
     call = Call("POST", path("uploads"), as_given, body={"sha256": digits, "size_bytes": size})
     told = yield from _unless(call, *_NOT_OFFERED)
     told = told if isinstance(told, dict) else {}
-    headers = {str(name): str(value) for name, value in dict(told.get("headers") or {}).items()}
+    headers = told.get("headers")
+    headers = {str(name): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
     is_there = yield Put(str(told.get("url", "")), headers, content, seconds)
     return str(told.get("upload", "")) if is_there else ""
 
