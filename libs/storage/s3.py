@@ -119,6 +119,11 @@ class S3ArtifactStore:
         return await self._run(self._bucket.adopt, upload, digest, size)
 
     async def list(self) -> AsyncIterator[tuple[str, float]]:
+        """Sweeps ask: what uploads left behind goes with them, where the server has no rule for it."""
+        try:
+            await self._run(self._bucket.clear_leftovers)
+        except AppError as error:
+            log.warning("artifact_leftovers_kept", error=str(error))
         objects = self._bucket.objects()
         while page := await self._run(_page, objects):
             for found in page:
