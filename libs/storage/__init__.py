@@ -6,6 +6,15 @@ Knows no service; what nothing names any more is for the owner of a purpose to s
 from libs.storage.in_memory import InMemoryArtifactStore
 from libs.storage.local import LocalArtifactStore
 from libs.storage.opening import open_store
-from libs.storage.store import ArtifactStore, StorageSettings, Stored, digest_of
+from libs.storage.store import ArtifactStore, DirectUpload, StorageSettings, Stored, digest_of
 
-__all__ = ["ArtifactStore", "InMemoryArtifactStore", "LocalArtifactStore", "StorageSettings", "Stored", "digest_of", "open_store"]
+__all__ = [
+    "ArtifactStore",
+    "DirectUpload",
+    "InMemoryArtifactStore",
+    "LocalArtifactStore",
+    "StorageSettings",
+    "Stored",
+    "digest_of",
+    "open_store",
+]

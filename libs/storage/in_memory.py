@@ -7,7 +7,7 @@ from pathlib import Path
 
 from libs.errors import NotFound
 from libs.storage.limit import limited
-from libs.storage.store import CHUNK, Stored, checked, digest_of
+from libs.storage.store import CHUNK, DirectUpload, Stored, checked, digest_of, nothing_uploaded
 
 
 class InMemoryArtifactStore:
@@ -55,6 +55,13 @@ class InMemoryArtifactStore:
     async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
         checked(digest)
         return None
+
+    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
+        checked(digest)
+        return None
+
+    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
+        raise nothing_uploaded(upload, digest)
 
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for digest, (_, put) in list(self._objects.items()):

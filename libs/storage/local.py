@@ -14,7 +14,7 @@ from uuid import uuid4
 from libs.errors import NotFound
 from libs.storage.disk import disk_errors
 from libs.storage.limit import limited
-from libs.storage.store import CHUNK, Stored, checked
+from libs.storage.store import CHUNK, DirectUpload, Stored, checked, nothing_uploaded
 
 STALE_SECONDS = 86400.0
 
@@ -94,6 +94,13 @@ class LocalArtifactStore:
     async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
         checked(digest)
         return None
+
+    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
+        checked(digest)
+        return None
+
+    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
+        raise nothing_uploaded(upload, digest)
 
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for path in await asyncio.to_thread(lambda: list(self._root.glob("??/*"))):

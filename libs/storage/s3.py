@@ -19,7 +19,7 @@ from libs.storage.disk import disk_errors
 from libs.storage.limit import limited
 from libs.storage.s3_bucket import INCOMING, PART_BYTES, Bucket, name_of
 from libs.storage.s3_reader import Reader
-from libs.storage.store import CHUNK, StorageSettings, Stored
+from libs.storage.store import CHUNK, DirectUpload, StorageSettings, Stored
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,7 +112,18 @@ class S3ArtifactStore:
     async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
         return self._bucket.download_url(digest, seconds, file_name, media_type)
 
+    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
+        return await self._run(self._bucket.upload_url, uuid4().hex, digest, size, seconds)
+
+    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
+        return await self._run(self._bucket.adopt, upload, digest, size)
+
     async def list(self) -> AsyncIterator[tuple[str, float]]:
+        """Sweeps ask: what uploads left behind goes with them, where the server has no rule for it."""
+        try:
+            await self._run(self._bucket.clear_leftovers)
+        except AppError as error:
+            log.warning("artifact_leftovers_kept", error=str(error))
         objects = self._bucket.objects()
         while page := await self._run(_page, objects):
             for found in page:

@@ -1,7 +1,9 @@
 """One bucket on a server of S3, by the minio package. Every method blocks, and raises AppError in words. Knows no event loop."""
 
 import io
+import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,9 +22,10 @@ from minio.error import MinioException, S3Error
 from minio.helpers import check_bucket_name
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, Expiration, LifecycleConfig, Rule
 
-from libs.errors import NotFound, Transient
+from libs.errors import AppError, Invalid, NotFound, Transient
 from libs.storage.s3_errors import errors_in_words
-from libs.storage.store import StorageSettings, Stored, checked, digest_of
+from libs.storage.s3_signing import presigned
+from libs.storage.store import DirectUpload, StorageSettings, Stored, checked, digest_of, nothing_uploaded
 
 log = structlog.get_logger()
 
@@ -35,6 +38,12 @@ COPY_BYTES = 512 << 20
 FRESH_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
 LEFT_AFTER = timedelta(days=1)
+# The most that S3 takes in one request.
+DIRECT_BYTES = 5 << 30
+CHECKSUM = "x-amz-checksum-sha256"
+# What is left of an upload that was kept says which object it became.
+ADOPTED = "adopted"
+_UPLOAD = re.compile(r"[0-9a-f]{32}")
 _RULE = Rule(
     ENABLED,
     rule_filter=Filter(prefix=INCOMING),
@@ -74,10 +83,14 @@ class Bucket:
         )
         self._minio = Minio(self.endpoint, *keys, secure=is_tls, region=settings.region, http_client=pool)
         self._public: Minio | None = None
+        self._public_url = ""
+        self._signing = {"access_key": keys[0], "secret_key": keys[1], "region": settings.region}
         if settings.public_url:
             endpoint, is_tls = _address(settings.public_url, {"https": True, "http": False})
             # Signs only: nothing is ever sent through it.
             self._public = Minio(endpoint, *keys, secure=is_tls, region=settings.region)
+            # Clients leave a scheme's own port out of the header that is signed.
+            self._public_url = f"https://{endpoint.removesuffix(':443')}" if is_tls else f"http://{endpoint.removesuffix(':80')}"
         self._ready, self._preparing = threading.Event(), threading.Lock()
 
     @contextmanager
@@ -180,6 +193,51 @@ class Bucket:
         }
         return self._public.get_presigned_url("GET", self.name, name, timedelta(seconds=seconds), headers)
 
+    def upload_url(self, upload: str, digest: str, size: int, seconds: int) -> DirectUpload | None:
+        """Signed for PUT of so many bytes of this digest, which the server itself checks."""
+        checksum = _checksum(digest)
+        if not self._public_url:
+            return None
+        if size < 1:
+            raise Invalid("there is nothing to upload", code="invalid_data")
+        if size > DIRECT_BYTES:
+            words = f"a file of {size} bytes is too large for one request to the artifact store, which takes {DIRECT_BYTES >> 30} GiB"
+            raise Invalid(words, code="too_large", meta={"limit_bytes": DIRECT_BYTES})
+        headers = {CHECKSUM: checksum}
+        url = f"{self._public_url}/{self.name}/{INCOMING}{upload}"
+        # The bucket has to be there: no client can make it.
+        with self.client():
+            signed = presigned(
+                "PUT", url, {**headers, "content-length": str(size)}, **self._signing, seconds=seconds, now=datetime.now(UTC)
+            )
+        return DirectUpload(upload, signed, headers)
+
+    def adopt(self, upload: str, digest: str, size: int) -> Stored:
+        """Copies an upload to the name of its digest, and leaves it empty: only this does, as no address is signed for no bytes."""
+        checksum, incoming = _checksum(digest), INCOMING + upload
+        if not _UPLOAD.fullmatch(upload):
+            raise nothing_uploaded(upload, digest)
+        found: Object | None = None
+        with self.client() as client, _suppress_code("NoSuchKey"):
+            found = client.stat_object(self.name, incoming, extra_headers={"x-amz-checksum-mode": "ENABLED"})
+        told = (found.metadata or {}) if found else {}
+        if found is None or (found.size == 0 and told.get(f"x-amz-meta-{ADOPTED}") != digest):
+            raise nothing_uploaded(upload, digest)
+        if found.size == 0:
+            self.stat(digest)
+            self.refresh(name_of(digest), size)
+            return Stored(digest, size)
+        if CHECKSUM not in told:
+            words = f"the artifact store at {self.endpoint} does not check what is uploaded to it; send the file through the platform"
+            raise AppError(words, code="unimplemented")
+        if (found.size, told[CHECKSUM]) != (size, checksum):
+            self.remove(incoming)
+            raise Invalid(f"what was uploaded is not the {size} bytes of {digest}; upload it again", code="invalid_data")
+        self.copy(incoming, name_of(digest), size)
+        with self.client() as client:
+            client.put_object(self.name, incoming, io.BytesIO(b""), 0, metadata={ADOPTED: digest})
+        return Stored(digest, size)
+
     def clear_leftovers(self, older: timedelta = LEFT_AFTER) -> None:
         """Removes what uploads left that were killed."""
         with self.client():
@@ -251,6 +309,11 @@ def name_of(digest: str) -> str:
     """The object's name; raises Invalid on what is no digest."""
     digits = checked(digest)
     return f"{digits[:2]}/{digits[2:]}"
+
+
+def _checksum(digest: str) -> str:
+    """As S3 writes it."""
+    return b64encode(bytes.fromhex(checked(digest))).decode()
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import SecretStr
 
-from libs.errors import Invalid, Violation
+from libs.errors import Invalid, NotFound, Violation
 from libs.settings import Block
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -26,7 +26,8 @@ class StorageSettings(Block):
     region: str = "us-east-1"
     # Before the purpose: "lepton-" makes "lepton-datasets". Of one platform alone: sweeps remove what its rows do not name.
     bucket_prefix: str = "lepton-"
-    # Where clients reach the same server, as "https://files.example.com": they then fetch files from there. Empty: through the gateway.
+    # Where clients reach the same server, as "https://files.example.com": large files then go there and come from there.
+    # Empty: through the gateway.
     public_url: str = ""
     # PEM of the authority that the server's certificate comes from; empty: the well-known ones.
     ca_file: str = ""
@@ -40,6 +41,16 @@ class Stored:
 
     digest: str
     size: int
+
+
+@dataclass(frozen=True)
+class DirectUpload:
+    """A PUT that anybody may do who holds `url`, with these headers and the bytes; `id` is what adopt() takes afterwards."""
+
+    id: str
+    # As good as a key.
+    url: str = field(repr=False)
+    headers: Mapping[str, str]
 
 
 class ArtifactStore(Protocol):
@@ -73,6 +84,20 @@ class ArtifactStore(Protocol):
         """Where anybody may GET this object for so long, under that name and type; None where clients do not reach the store."""
         ...
 
+    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
+        """Where these bytes alone may be PUT, in one request begun within `seconds`; None where clients do not reach the store.
+
+        Raises too_large where one request cannot carry so many.
+        """
+        ...
+
+    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
+        """Keeps what was PUT there, which must be these bytes: that another object has them is not enough. May be asked again.
+
+        Raises NotFound while nothing was, and Invalid for other bytes, which are removed.
+        """
+        ...
+
     def list(self) -> AsyncIterator[tuple[str, float]]:
         """Every digest, with the seconds since it was last put."""
         ...
@@ -88,3 +113,9 @@ def checked(digest: str) -> str:
     if not DIGEST.fullmatch(digest):
         raise Invalid.of([Violation("digest", "must be 'sha256:' and 64 hexadecimal digits")])
     return digest.removeprefix("sha256:")
+
+
+def nothing_uploaded(upload: str, digest: str) -> NotFound:
+    """What adopt() says to an upload that did not happen, once the digest is seen to be one."""
+    checked(digest)
+    return NotFound(f"nothing was uploaded as {upload[:64]!r}; PUT the bytes to the address of the upload first")

@@ -43,6 +43,7 @@ class Accounts(AccountsServiceServicer):
         self.keys = {hashlib.sha256(key.encode()).digest(): (key, *value) for key, value in KEYS.items()}
         self.asked = 0
         self.left = 1_000_000
+        self.quotas: list[workspace_pb2.Quota] = []
         self.reserved: dict[str, int] = {}
 
     async def Authenticate(self, request: Any, context: Any) -> Any:
@@ -55,7 +56,10 @@ class Accounts(AccountsServiceServicer):
     async def GetMe(self, request: Any, context: Any) -> Any:
         identity = current_call().identity
         return accounts_pb2.GetMeResponse(
-            member=identity.member, workspace=workspace_pb2.Workspace(name=identity.workspace), role=options_pb2.Role.Name(identity.role)
+            member=identity.member,
+            workspace=workspace_pb2.Workspace(name=identity.workspace),
+            role=options_pb2.Role.Name(identity.role),
+            quotas=self.quotas,
         )
 
     async def CreateApiKey(self, request: Any, context: Any) -> Any:

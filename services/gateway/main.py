@@ -28,8 +28,10 @@ from services.gateway.routes.open_inference import OpenInference
 from services.gateway.routes.reference import Reference
 from services.gateway.routes.traces import Elsewhere, Traces
 from services.gateway.routes.training_jobs import TrainingJobs
+from services.gateway.routes.uploads import Uploads
 from services.gateway.settings import GatewaySettings
 from services.gateway.transcode import operations_of
+from services.gateway.uploads import UploadTokens
 
 # For all parts of the process to end, one after another.
 GRACE_SECONDS = 25.0
@@ -56,12 +58,15 @@ class Gateway:
         quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
         predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)
         closing = asyncio.Event()
+        datasets = datasets or open_store(settings.storage, "datasets")
+        tokens = UploadTokens(settings.identity)
         operations = [
             # Routes are tried in order: first those that are asked most often.
             *Endpoints(predictions).operations(),
             *OpenInference(predictions).operations(),
             *_transcoded(peers, authenticator, settings),
-            *Datasets(peers.data, datasets or open_store(settings.storage, "datasets"), limits, problems).operations(),
+            *Datasets(peers.data, datasets, tokens, limits, problems).operations(),
+            *Uploads(peers.accounts, datasets, tokens, limits).operations(),
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
             *Traces(traces or trace_store(settings)).operations(),

@@ -1,6 +1,7 @@
 """Bytes of datasets: uploads and Parquet."""
 
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,7 +15,7 @@ from libs.rpc import Client, current_call, validate
 from libs.rpc.json_codec import dump, from_text, parse
 from libs.rpc.names import descriptor_of
 from libs.rpc.schema import Schemas
-from libs.storage import ArtifactStore
+from libs.storage import ArtifactStore, Stored
 from services.gateway import documents
 from services.gateway.auth import require_role
 from services.gateway.files import DIRECT, send_artifact
@@ -22,6 +23,7 @@ from services.gateway.messages import idempotency_key, json_response, query_valu
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
 from services.gateway.settings import Limits
+from services.gateway.uploads import UploadTokens
 
 PARQUET = "application/vnd.apache.parquet"
 DEFAULT_WAIT_SECONDS = 20.0
@@ -33,9 +35,10 @@ _READY = dataset_pb2.VERSION_STATE_READY
 class Datasets:
     """Handlers of the two routes."""
 
-    def __init__(self, data: Client, store: ArtifactStore, limits: Limits, problems: Problems) -> None:
+    def __init__(self, data: Client, store: ArtifactStore, tokens: UploadTokens, limits: Limits, problems: Problems) -> None:
         self._data = data
         self._store = store
+        self._tokens = tokens
         self._limits = limits
         self._problems = problems
 
@@ -49,7 +52,7 @@ class Datasets:
     async def upload(self, request: Request) -> Response:
         """Bytes go into the store first, and become a version by their digest."""
         require_role(current_call().identity, options_pb2.ROLE_EDITOR)
-        query = query_values(request, {"filename": False, "wait": False})
+        query = query_values(request, {"filename": False, "upload": False, "wait": False})
         wait = _seconds(query.get("wait", [""])[0])
         message = data_service_pb2.IngestContentRequest(
             name=_text("name", request.path_params["name"]),
@@ -60,11 +63,7 @@ class Datasets:
         # Before ten gigabytes are received for a name that cannot be.
         validate(message)
         key = idempotency_key(request)
-        stored = await self._store.put(
-            read_chunks(request, self._limits.upload_bytes, self._limits.body_seconds), limit=self._limits.upload_bytes
-        )
-        if not stored.size:
-            raise Invalid("the file is empty; send its bytes as the body", code="invalid_data")
+        stored = await (self._adopt(request, query["upload"][0]) if "upload" in query else self._receive(request))
         message.content.digest = stored.digest
         message.content.size_bytes = stored.size
         message.content.media_type = request.headers.get("content-type", "")[:200]
@@ -72,6 +71,23 @@ class Datasets:
         version = await self._data.IngestContent(message, timeout=wait + 30, idempotency_key=key)
         location = {"location": f"/v1/datasets/{version.dataset}/versions/{version.number}"}
         return json_response(dump(version), 201 if version.state == _READY else 202, location)
+
+    async def _receive(self, request: Request) -> Stored:
+        stored = await self._store.put(self._chunks(request), limit=self._limits.upload_bytes)
+        if not stored.size:
+            raise Invalid("the file is empty; send its bytes as the body", code="invalid_data")
+        return stored
+
+    async def _adopt(self, request: Request, token: str) -> Stored:
+        """What the client sent to the store. Asked again it is the same, as a lost answer may be asked for again."""
+        upload = self._tokens.read(token, current_call().identity.workspace)
+        async for chunk in self._chunks(request):
+            if chunk:
+                raise Invalid.of([Violation("upload", "names bytes that are in the store already; send no body with it")])
+        return await self._store.adopt(upload.id, digest=upload.digest, size=upload.size)
+
+    def _chunks(self, request: Request) -> AsyncIterator[bytes]:
+        return read_chunks(request, self._limits.upload_bytes, self._limits.body_seconds)
 
     async def download(self, request: Request) -> Response:
         """One split's Parquet file."""
@@ -130,13 +146,20 @@ def _describe_upload(schemas: Schemas) -> dict[str, Any]:
         "UploadContent",
         "Upload content",
         description="Makes a new version of a file: CSV, TSV, JSON lines, Parquet, or a ZIP of pictures in a folder a class. "
-        "The dataset is made when there is none. A file that cannot be read is answered with the error and leaves nothing behind.",
+        "The dataset is made when there is none. A file that cannot be read is answered with the error and leaves nothing behind. "
+        "Large files need not pass the platform: POST /v1/uploads gives an address for them.",
         parameters=[
             documents.parameter("path", "name", schemas.field(descriptor_of(data_service_pb2.IngestContentRequest).fields_by_name["name"])),
             documents.parameter("query", "filename", {"type": "string", "maxLength": 255}, "Tells the format where the bytes do not."),
+            documents.parameter(
+                "query",
+                "upload",
+                {"type": "string", "minLength": 1},
+                "The token of POST /v1/uploads, once the bytes are there: then the body is empty.",
+            ),
             documents.parameter("query", "wait", seconds, "Longest time in seconds to wait for the outcome."),
         ],
-        body={**documents.content("application/octet-stream", {"type": "string", "format": "binary"}), "required": True},
+        body={**documents.content("application/octet-stream", {"type": "string", "format": "binary"})},
         answers={
             "201": documents.answer("The version is ready.", "application/json", version),
             "202": documents.answer("The version is still being processed: watch it.", "application/json", version),

@@ -5,12 +5,14 @@ import hashlib
 import os
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
-from libs.errors import Invalid, NotFound
-from libs.storage import ArtifactStore, StorageSettings, Stored, digest_of, open_store
+from libs.errors import Invalid, NotFound, Transient
+from libs.storage import ArtifactStore, DirectUpload, StorageSettings, Stored, digest_of, open_store
 
 MIB = 1 << 20
 
@@ -146,6 +148,10 @@ async def test_only_digests_are_names(store: ArtifactStore, digest: str) -> None
         await content(store, digest)
     with pytest.raises(Invalid):
         await store.download_url(digest, seconds=60, file_name="x", media_type="text/plain")
+    with pytest.raises(Invalid):
+        await store.upload_url(digest=digest, size=1, seconds=60)
+    with pytest.raises(Invalid):
+        await store.adopt("0" * 32, digest=digest, size=1)
 
 
 async def test_files_go_in_and_out(store: ArtifactStore, tmp_path: Path) -> None:
@@ -189,3 +195,133 @@ async def test_put_again_is_new_again(store: ArtifactStore, tmp_path: Path, size
         await store.discard(digest, idle_seconds=2)
         assert await store.stat(digest) == size
         assert await idle(store, digest) < 2
+
+
+class TestDirectUploads:
+    """A PUT by a client with the address alone, where the store gives one; memory and files do not."""
+
+    SIZES = [1, 9 * MIB]
+
+    @pytest.fixture
+    def reached(self, request: pytest.FixtureRequest, store: ArtifactStore) -> ArtifactStore:
+        if ":" in request.node.callspec.params["store"]:
+            pytest.skip("clients do not reach this store")
+        return store
+
+    @pytest.mark.parametrize("size", SIZES)
+    async def test_bytes_go_in(self, store: ArtifactStore, request: pytest.FixtureRequest, size: int) -> None:
+        data = os.urandom(size)
+        upload = await store.upload_url(digest=digest_of(data), size=size, seconds=60)
+        assert (upload is None) == (":" in request.node.callspec.params["store"])
+        if upload is None:
+            return
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await store.adopt(upload.id, digest=digest_of(data), size=size)
+        assert (await put(upload, data)).status_code == 200
+        assert [digest async for digest, _ in store.list()] == []
+        assert await store.adopt(upload.id, digest=digest_of(data), size=size) == Stored(digest_of(data), size)
+        assert await content(store, digest_of(data)) == data
+        assert [digest async for digest, _ in store.list()] == [digest_of(data)]
+
+    @pytest.mark.parametrize("size", SIZES)
+    async def test_asked_again_it_is_the_same(self, reached: ArtifactStore, size: int) -> None:
+        data = os.urandom(size)
+        upload = await direct(reached, data)
+        assert (await put(upload, data)).status_code == 200
+        for _ in range(2):
+            await reached.adopt(upload.id, digest=digest_of(data), size=size)
+        theirs = await reached.put(stream(b"of somebody else"))
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await reached.adopt(upload.id, digest=theirs.digest, size=theirs.size)
+        assert (await put(upload, data)).status_code == 200, "a client that did not hear the answer"
+        await reached.adopt(upload.id, digest=digest_of(data), size=size)
+        assert await content(reached, digest_of(data)) == data
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await reached.adopt((await direct(reached, data)).id, digest=digest_of(data), size=size)
+        await reached.discard(digest_of(data))
+        with pytest.raises(NotFound, match="there is no object"):
+            await reached.adopt(upload.id, digest=digest_of(data), size=size)
+
+    async def test_several_at_once_are_one(self, reached: ArtifactStore) -> None:
+        data = os.urandom(MIB)
+        upload = await direct(reached, data)
+        await put(upload, data)
+        adopted = await asyncio.gather(
+            *(reached.adopt(upload.id, digest=digest_of(data), size=MIB) for _ in range(4)), return_exceptions=True
+        )
+        assert all(isinstance(each, Stored | Transient) for each in adopted), adopted
+        await reached.adopt(upload.id, digest=digest_of(data), size=MIB)
+        assert await content(reached, digest_of(data)) == data
+
+    async def test_the_server_refuses_other_bytes(self, reached: ArtifactStore) -> None:
+        data = os.urandom(1000)
+        upload = await direct(reached, data)
+        for wrong in (data[:-1] + bytes([data[-1] ^ 1]), data + b"x", data[:-1], b""):
+            assert 400 <= (await put(upload, wrong)).status_code < 500
+            with pytest.raises(NotFound):
+                await reached.adopt(upload.id, digest=digest_of(data), size=1000)
+        assert [digest async for digest, _ in reached.list()] == []
+
+    async def test_the_server_refuses_another_request(self, reached: ArtifactStore) -> None:
+        data, other = os.urandom(1000), os.urandom(1000)
+        upload, elsewhere = await direct(reached, data), await direct(reached, other)
+        assert 400 <= (await put(replace(upload, headers={}), data)).status_code < 500
+        # What would be right bytes, were the header not a part of the signature.
+        assert 400 <= (await put(replace(upload, headers=elsewhere.headers), other)).status_code < 500
+        assert 400 <= (await put(replace(upload, url=upload.url.replace(upload.id, elsewhere.id)), data)).status_code < 500
+        assert 400 <= (await put(replace(upload, url=upload.url.split("?")[0]), data)).status_code < 500
+        ahead = upload.url.replace(f"incoming/{upload.id}", digest_of(data)[7:9] + "/" + digest_of(data)[9:])
+        assert 400 <= (await put(replace(upload, url=ahead), data)).status_code < 500
+        async with httpx.AsyncClient() as client:
+            for method in ("GET", "DELETE"):
+                assert 400 <= (await client.request(method, upload.url, headers=upload.headers)).status_code < 500
+        with pytest.raises(NotFound):
+            await reached.adopt(upload.id, digest=digest_of(data), size=1000)
+
+    async def test_an_address_ends(self, reached: ArtifactStore) -> None:
+        upload = await direct(reached, b"late", seconds=1)
+        await asyncio.sleep(2.5)
+        assert 400 <= (await put(upload, b"late")).status_code < 500
+
+    async def test_an_upload_is_what_was_said(self, reached: ArtifactStore) -> None:
+        data = os.urandom(1000)
+        theirs = await reached.put(stream(b"of somebody else"))
+        for digest, size in ((theirs.digest, theirs.size), (theirs.digest, 1000), (digest_of(data), 999)):
+            upload = await direct(reached, data)
+            assert (await put(upload, data)).status_code == 200
+            with pytest.raises(Invalid):
+                await reached.adopt(upload.id, digest=digest, size=size)
+            with pytest.raises(NotFound, match="nothing was uploaded"):
+                await reached.adopt(upload.id, digest=digest_of(data), size=1000)
+        assert await content(reached, theirs.digest) == b"of somebody else"
+
+    async def test_what_one_request_cannot_carry_is_refused(self, reached: ArtifactStore) -> None:
+        with pytest.raises(Invalid):
+            await reached.upload_url(digest=digest_of(b""), size=0, seconds=60)
+        with pytest.raises(Invalid) as refused:
+            await reached.upload_url(digest=digest_of(b""), size=(5 << 30) + 1, seconds=60)
+        assert refused.value.code == "too_large"
+
+    @pytest.mark.parametrize("upload", ["", "0" * 32, "0" * 31, "../" + "0" * 29, "0" * 32 + "/", "\x00" * 32, "ab/" + "0" * 62])
+    async def test_only_ids_are_uploads(self, store: ArtifactStore, upload: str) -> None:
+        stored = await store.put(stream(b"theirs"))
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await store.adopt(upload, digest=stored.digest, size=stored.size)
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await store.adopt(stored.digest, digest=stored.digest, size=stored.size)
+
+    async def test_addresses_are_not_shown(self, reached: ArtifactStore) -> None:
+        upload = await direct(reached, b"x")
+        assert "Signature" in upload.url
+        assert "Signature" not in repr(upload)
+
+
+async def direct(store: ArtifactStore, data: bytes, seconds: int = 60) -> DirectUpload:
+    upload = await store.upload_url(digest=digest_of(data), size=len(data), seconds=seconds)
+    assert upload is not None
+    return upload
+
+
+async def put(upload: DirectUpload, data: bytes) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60) as client:
+        return await client.put(upload.url, content=data, headers=dict(upload.headers))

@@ -112,7 +112,9 @@ def fuzz(operation: Any, values: dict[str, Any], session: requests.Session, plat
     @given(case=st.one_of(modes))
     def ask(case: Case) -> None:
         response = case.call(base_url=platform.url, session=session, timeout=30)
-        case.validate_response(response, checks=CHECKS)
+        # That something is not offered on one machine is no fault of the server.
+        checks = [check for check in CHECKS if response.status_code != 501 or check is not schemathesis.checks.not_a_server_error]
+        case.validate_response(response, checks=checks)
 
     ask()
 

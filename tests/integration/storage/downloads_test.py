@@ -3,24 +3,19 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
 import leptonai as la
 from lepton.common.v1 import resource_pb2
 from lepton.data.v1 import dataset_pb2
-from libs.rpc import IdentitySettings, PeerSettings, Server, Verifier, generate_key
 from libs.storage import ArtifactStore, StorageSettings, open_store
 from libs.storage.s3_bucket import Bucket, name_of
-from services.gateway.fakes import Behind
-from services.gateway.main import Gateway
-from services.gateway.settings import GatewaySettings
+from tests.integration.storage.conftest import Served
 
 MIB = 1 << 20
 PATH = "/v1/datasets/wdbc/versions/1/content"
@@ -38,29 +33,18 @@ class Scene:
     digest: str
 
 
-@pytest.fixture(params=["minio", "versitygw"])
-async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
-    storage = request.getfixturevalue(request.param).settings()
-    private, public = generate_key()
-    async with AsyncExitStack() as stack:
-        behind = Behind()
-        server = Server(f"unix:{tmp_path}/s", behind.registrations(), verifier=Verifier(public))
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
-        identity = IdentitySettings(private_key=SecretStr(private))
-        gateway = Gateway(GatewaySettings(port=0, peers=peers, identity=identity, storage=storage))
-        await gateway.start()
-        stack.push_async_callback(gateway.stop)
-        store, data = open_store(storage, "datasets"), os.urandom(20 * MIB)
-        async with httpx.AsyncClient(base_url=gateway.address, headers=KEY, timeout=60) as client:
-            answer = await client.put("/v1/datasets/wdbc/content", content=data)
-        assert answer.status_code == 201
-        digest = behind.data.versions["wdbc"].splits[0].file.digest
-        assert behind.data.versions["wdbc"].state == dataset_pb2.VERSION_STATE_READY
-        await open_store(storage, "models").put(pieces(data))
-        behind.training.files = [resource_pb2.Artifact(digest=digest, path="weights.safetensors")]
-        yield Scene(gateway.address, store, storage, data, digest)
+@pytest.fixture
+async def scene(served: Served) -> Scene:
+    behind, storage = served.behind, served.settings
+    store, data = open_store(storage, "datasets"), os.urandom(20 * MIB)
+    async with httpx.AsyncClient(base_url=served.url, headers=KEY, timeout=60) as client:
+        answer = await client.put("/v1/datasets/wdbc/content", content=data)
+    assert answer.status_code == 201
+    digest = behind.data.versions["wdbc"].splits[0].file.digest
+    assert behind.data.versions["wdbc"].state == dataset_pb2.VERSION_STATE_READY
+    await open_store(storage, "models").put(pieces(data))
+    behind.training.files = [resource_pb2.Artifact(digest=digest, path="weights.safetensors")]
+    return Scene(served.url, store, storage, data, digest)
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ import pytest
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
-from libs.errors import AppError, Transient
+from libs.errors import AppError, NotFound, Transient
 from libs.storage import ArtifactStore, StorageSettings, digest_of, open_store
 from libs.storage.s3_bucket import Bucket, name_of
 from tests.integration.rpc.scene import Authority
@@ -121,6 +121,40 @@ class TestSignedAddresses:
         store = open_store(server.settings(public_url="https://files.example.com"), "tests")
         url = await store.download_url(digest_of(b"x"), seconds=60, file_name="x", media_type="text/plain")
         assert url and url.startswith("https://files.example.com/t")
+
+
+class TestDirectUploads:
+    async def test_they_name_the_public_address_as_clients_do(self, server: S3Server) -> None:
+        for url, host in (("https://files.example.com:443", "https://files.example.com/t"), ("http://a:81", "http://a:81/t")):
+            upload = await open_store(server.settings(public_url=url), "tests").upload_url(digest=digest_of(b"x"), size=1, seconds=60)
+            assert upload and upload.url.startswith(host)
+
+    async def test_what_the_server_did_not_check_is_not_believed(
+        self, server: S3Server, settings: StorageSettings, store: ArtifactStore
+    ) -> None:
+        theirs = await store.put(stream(b"theirs"))
+        name = "0" * 32
+        server.client.put_object(settings.bucket_prefix + "tests", f"incoming/{name}", io.BytesIO(b"damage"), 6)
+        with pytest.raises(AppError) as refused:
+            await store.adopt(name, digest=theirs.digest, size=6)
+        assert refused.value.code == "unimplemented"
+        server.client.put_object(settings.bucket_prefix + "tests", f"incoming/{name}", io.BytesIO(b""), 0)
+        with pytest.raises(NotFound, match="nothing was uploaded"):
+            await store.adopt(name, digest=theirs.digest, size=6)
+        assert [chunk async for chunk in store.open(theirs.digest)] == [b"theirs"]
+
+    async def test_a_store_that_is_away_is_said_so(self, own_minio: S3Server) -> None:
+        store = open_store(own_minio.settings(read_seconds=1), "tests")
+        data = os.urandom(1000)
+        upload = await store.upload_url(digest=digest_of(data), size=1000, seconds=60)
+        assert upload is not None
+        async with httpx.AsyncClient() as client:
+            assert (await client.put(upload.url, content=data, headers=dict(upload.headers))).status_code == 200
+        await asyncio.to_thread(own_minio.stop)
+        with pytest.raises(Transient):
+            await store.adopt(upload.id, digest=digest_of(data), size=1000)
+        await asyncio.to_thread(own_minio.start)
+        assert (await store.adopt(upload.id, digest=digest_of(data), size=1000)).size == 1000
 
 
 async def test_tls(minio: S3Server, tmp_path: Path) -> None:

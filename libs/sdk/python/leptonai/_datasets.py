@@ -2,16 +2,17 @@
 
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from leptonai._errors import InvalidInput, error_from_problem
-from leptonai._files import content_of, saved
+from leptonai._errors import APIError, InvalidInput, error_from_problem
+from leptonai._files import content_of, saved, sha256_of
 from leptonai._refs import name_of, parse
-from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, page_of, path, until
+from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Put, Session, Work, as_given, page_of, path, until
 from leptonai._steps import Step
-from leptonai._transport import CHUNK, TransportFailure, digest_of
+from leptonai._transport import CHUNK, Content, TransportFailure, digest_of
 from leptonai._types import Dataset, DatasetVersion, Preview, Profile
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT_AT_ONCE = 30
+# Less is there sooner than a place in the store is found, and no store takes more in one request.
+DIRECT_BYTES = 8 << 20
+DIRECT_LIMIT = 5 << 30
+# Of platforms without uploads to the store, or which do not know this one any more.
+_NOT_OFFERED = (404, 405, 501)
 
 
 class Datasets:
@@ -206,15 +212,39 @@ def _upload(name: str, source: Any, filename: str | None, wait: float | None) ->
     content, file_name = content_of(source, filename)
     size = len(content) if isinstance(content, bytes) else content.size
     at_once = min(WAIT_AT_ONCE if wait is None else wait, WAIT_AT_ONCE)
-    version = yield Call(
-        "PUT",
-        path("datasets", name_of(name), "content"),
-        DatasetVersion.from_json,
-        query={"filename": file_name, "wait": f"{at_once:g}"},
-        content=content,
-        timeout=max(60.0, at_once + 30 + size / CHUNK),
-    )
+    place, query = path("datasets", name_of(name), "content"), {"filename": file_name, "wait": f"{at_once:g}"}
+    # Once for both ways: what was named is not sent a second time where only the answer got lost.
+    headers = {"idempotency-key": uuid.uuid4().hex, "content-type": "application/octet-stream"}
+    seconds = max(60.0, at_once + 30 + size / CHUNK)
+    version: DatasetVersion | None = None
+    if DIRECT_BYTES < size <= DIRECT_LIMIT and (upload := (yield from _sent(content, size, seconds))):
+        call = Call("PUT", place, DatasetVersion.from_json, query={**query, "upload": upload}, headers=headers, timeout=seconds)
+        version = yield from _unless(call, *_NOT_OFFERED)
+    if version is None:
+        version = yield Call("PUT", place, DatasetVersion.from_json, query=query, content=content, headers=headers, timeout=seconds)
     return (yield from _settled(version, wait))
+
+
+def _sent(content: Content | bytes, size: int, seconds: float) -> Flow[str]:
+    """Sends the content to the store itself; what names it there, or "" where that cannot be done and it has to go through the platform."""
+    digits = yield Work(lambda: sha256_of(content))
+    call = Call("POST", path("uploads"), as_given, body={"sha256": digits, "size_bytes": size})
+    told = yield from _unless(call, *_NOT_OFFERED)
+    told = told if isinstance(told, dict) else {}
+    headers = told.get("headers")
+    headers = {str(name): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
+    is_there = yield Put(str(told.get("url", "")), headers, content, seconds)
+    return str(told.get("upload", "")) if is_there else ""
+
+
+def _unless(call: Call[T], *statuses: int) -> Flow[T | None]:
+    """None where the platform answers with one of these."""
+    try:
+        return (yield call)
+    except APIError as error:
+        if error.status not in statuses:
+            raise
+        return None
 
 
 def _settled(version: DatasetVersion, wait: float | None) -> Flow[DatasetVersion]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from leptonai._errors import InvalidInput, LeptonError
 from leptonai._tabular import frame_to_table, is_frame
-from leptonai._transport import Content
+from leptonai._transport import CHUNK, Content
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _MAGIC = ((b"PAR1", "data.parquet"), (b"PK\x03\x04", "data.zip"), (b"{", "data.jsonl"))
@@ -43,6 +43,15 @@ def content_of(source: Any, filename: str | None) -> tuple[Content | bytes, str]
             f"cannot read {path}: {reason}", "give the path of a file, or of a folder with a folder of pictures a class"
         ) from None
     return Content(lambda: path.open("rb"), size), filename or path.name
+
+
+def sha256_of(content: Content | bytes) -> str:
+    """64 hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open() as file:
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def zip_of(folder: Path) -> Content:

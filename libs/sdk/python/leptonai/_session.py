@@ -1,7 +1,7 @@
 """How a call is made: key, idempotency, retries, errors; once for threads, once for event loops. Knows no resource.
 
-A `Call` is one request with how to read its answer. A `Flow` is a generator that yields calls and pauses: written once, run by
-both sessions.
+A `Call` is one request with how to read its answer. A `Flow` is a generator that yields calls, pauses and the like: written once, run
+by both sessions.
 """
 
 import json
@@ -29,6 +29,7 @@ from leptonai._transport import (
     Stream,
     Transport,
     TransportFailure,
+    may_go,
 )
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 RETRIED = (429, 502, 503, 504)
 LONGEST_WAIT = 30.0
 TRACE_HEADER = "x-lepton-trace-id"
+USER_AGENT = "leptonai-python"
 _HEADER_SAFE = re.compile(r"[!-~]+")
 
 
@@ -62,7 +64,25 @@ class Pause:
     seconds: float
 
 
-Flow = Generator[Call[Any] | Pause, Any, T]
+@dataclass(frozen=True)
+class Work:
+    """Something long that asks nobody, with its result; not done on an event loop."""
+
+    do: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Put:
+    """Bytes to an address that the platform named, without the key; the result says whether they are there."""
+
+    url: str
+    headers: Mapping[str, str]
+    content: Content | bytes
+    timeout: float
+
+
+Wanted = Call[Any] | Pause | Work | Put
+Flow = Generator[Wanted, Any, T]
 
 
 def path(*segments: str | int) -> str:
@@ -100,7 +120,7 @@ class Settings:
         """With key and, where asking twice could do it twice, an idempotency key that stays the same over retries."""
         url = self.base_url + call.path
         query = [(key, _as_query(value)) for key, value in call.query.items() if value not in (None, "")]
-        headers = {"authorization": f"Bearer {self.api_key}", "accept": "application/json", "user-agent": "leptonai-python"}
+        headers = {"authorization": f"Bearer {self.api_key}", "accept": "application/json", "user-agent": USER_AGENT}
         if call.method == "POST" or call.content is not None:
             headers["idempotency-key"] = uuid.uuid4().hex
         body: bytes | Content = b""
@@ -112,6 +132,12 @@ class Settings:
             headers["content-type"] = "application/json"
         timeout = self.timeout if call.timeout is None else call.timeout
         return Request(call.method, url + ("?" + urlencode(query) if query else ""), {**headers, **call.headers}, body, timeout)
+
+    def put(self, put: Put) -> Request | None:
+        """None where the address is none that may be gone to."""
+        if not may_go(self.base_url, put.url):
+            return None
+        return Request("PUT", put.url, {"user-agent": USER_AGENT, **put.headers}, put.content, put.timeout, elsewhere=True)
 
     def retry_after(self, request: Request, tries: int, outcome: Response | TransportFailure) -> float | None:
         """Seconds to wait before the same request goes out again; None where it must not, or not any more."""
@@ -200,6 +226,10 @@ def _is_safe(request: Request, outcome: Response | TransportFailure) -> bool:
     return outcome.status in RETRIED and repeatable
 
 
+def _is_there(outcome: Response | TransportFailure) -> bool:
+    return isinstance(outcome, Response) and outcome.status < 300
+
+
 def _asked_wait(outcome: Response | TransportFailure) -> float | None:
     value = outcome.headers.get("retry-after", "") if isinstance(outcome, Response) else ""
     try:
@@ -235,6 +265,13 @@ class Session:
             if isinstance(step.wanted, Pause):
                 time.sleep(step.wanted.seconds)
                 step.answer(None)
+                continue
+            if isinstance(step.wanted, Work):
+                step.answer(step.wanted.do())
+                continue
+            if isinstance(step.wanted, Put):
+                away = self.settings.put(step.wanted)
+                step.answer(away is not None and _is_there(self._try(away)))
                 continue
             try:
                 answer = self.run(step.wanted)
@@ -309,6 +346,13 @@ class AsyncSession:
                 await asyncio.sleep(step.wanted.seconds)
                 step.answer(None)
                 continue
+            if isinstance(step.wanted, Work):
+                step.answer(await asyncio.to_thread(step.wanted.do))
+                continue
+            if isinstance(step.wanted, Put):
+                away = self.settings.put(step.wanted)
+                step.answer(away is not None and _is_there(await self._try(away)))
+                continue
             try:
                 answer = await self.run(step.wanted)
             except LeptonError as error:
@@ -359,7 +403,7 @@ class _Step(Generic[T]):
     def __init__(self, flow: Flow[T]) -> None:
         self._flow = flow
         self.done = False
-        self.wanted: Call[Any] | Pause = Pause(0)
+        self.wanted: Wanted = Pause(0)
         self.result: T
         self._go(lambda: next(flow))
 
@@ -369,7 +413,7 @@ class _Step(Generic[T]):
     def fail(self, error: LeptonError) -> None:
         self._go(lambda: self._flow.throw(error))
 
-    def _go(self, advance: Callable[[], Call[Any] | Pause]) -> None:
+    def _go(self, advance: Callable[[], Wanted]) -> None:
         try:
             self.wanted = advance()
         except StopIteration as stop:

@@ -36,6 +36,8 @@ class Request:
     headers: Mapping[str, str]
     body: bytes | Content = b""
     timeout: float | None = 60.0
+    # Not at the platform: sent by a client of its own, which has neither cookies nor connections of others.
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class HttpxTransport:
     def _open(self, request: Request) -> "Iterator[httpx.Response]":
         import httpx
 
+        if request.elsewhere:
+            with httpx.Client(transport=self._handler, **_options(request.url)) as client, _sent(client, request) as response:
+                yield response
+            return
         if self._client is None:
             self._client = httpx.Client(transport=self._handler, **_options(self._base_url))
         with _sent(self._client, request) as response:
@@ -185,6 +191,11 @@ class AsyncHttpxTransport:
     async def _open(self, request: Request) -> "AsyncIterator[httpx.Response]":
         import httpx
 
+        if request.elsewhere:
+            own = httpx.AsyncClient(transport=self._handler, **_options(request.url))
+            async with own as client, _sent_async(client, request) as response:
+                yield response
+            return
         if self._client is None:
             self._client = httpx.AsyncClient(transport=self._handler, **_options(self._base_url))
         async with _sent_async(self._client, request) as response:
@@ -228,14 +239,19 @@ def _lies_elsewhere(request: Request, response: "httpx.Response") -> bool:
 def _elsewhere(request: Request, response: "httpx.Response") -> Request | None:
     """The request for the file where it lies, without the key; None where that is no address, or TLS would be left."""
     place = response.headers.get("location", "")
-    schemes = ("https",) if request.url.startswith("https:") else ("https", "http")
-    try:
-        is_usable = urlsplit(place).scheme in schemes
-    except ValueError:
-        is_usable = False
-    if not is_usable:
+    if not may_go(request.url, place):
         return None
     return Request("GET", place, {name: value for name, value in request.headers.items() if name in _FOR_ANYBODY}, timeout=request.timeout)
+
+
+def may_go(url: str, place: str) -> bool:
+    """Whether `place`, which the platform at `url` named, is an address; TLS is not left for one without."""
+    schemes = ("https",) if url.startswith("https:") else ("https", "http")
+    try:
+        parts = urlsplit(place)
+        return parts.scheme in schemes and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 def _through(request: Request) -> Request:

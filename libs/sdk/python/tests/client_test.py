@@ -366,6 +366,118 @@ class TestFilesThatLieElsewhere:
         assert asked == ["https://platform.example/file"] * 2
 
 
+NAMED = "PUT /v1/datasets/d/content"
+VERSION = {"dataset": "d", "number": 1, "state": "ready"}
+
+
+class TestLargeUploads:
+    """They go to where the platform says; what cannot be sent there goes through the platform."""
+
+    DATA = b"a,b\n" + b"1,2\n" * (3 << 20)
+
+    @pytest.fixture
+    def store(self) -> Iterator[FakePlatform]:
+        fake = FakePlatform()
+        yield fake
+        fake.close()
+
+    @pytest.fixture(params=["sync", "async", "file"])
+    def upload(self, request: pytest.FixtureRequest, client: la.Client, platform: FakePlatform, tmp_path: Path) -> Callable[[], Any]:
+        async def run() -> Any:
+            async with la.AsyncClient(KEY, platform.url, timeout=5) as other:
+                return await other.datasets.upload("d", self.DATA)
+
+        if request.param == "async":
+            return lambda: asyncio.run(run())
+        file = tmp_path / "data.csv"
+        file.write_bytes(self.DATA)
+        return lambda: client.datasets.upload("d", file if request.param == "file" else self.DATA)
+
+    def announce(self, url: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return 201, {"upload": "token", "url": f"{url}/incoming/x?signature=s", "headers": {"x-amz-checksum-sha256": "abc"}}, {}
+
+    def through(self, platform: FakePlatform) -> list[bytes]:
+        return [request["body"] for request in platform.asked("PUT", NAMED[4:])]
+
+    def test_go_there_without_the_key(self, upload: Callable[[], Any], platform: FakePlatform, store: FakePlatform) -> None:
+        platform.script["POST /v1/uploads"] = [self.announce(store.url)]
+        store.script["PUT /incoming/x"] = [(200, None, {"set-cookie": "a=b"})]
+        platform.script[NAMED] = [(503, None, {"retry-after": "0"}), (201, VERSION, {})]
+        assert upload().ref == "d@1"
+        (announced,) = platform.asked("POST", "/v1/uploads")
+        assert json.loads(announced["body"]) == {"sha256": hashlib.sha256(self.DATA).hexdigest(), "size_bytes": len(self.DATA)}
+        (sent,) = store.requests
+        assert (sent["body"], sent["query"]) == (self.DATA, {"signature": "s"})
+        assert (sent["headers"]["x-amz-checksum-sha256"], sent["headers"]["content-length"]) == ("abc", str(len(self.DATA)))
+        assert not {"authorization", "cookie", "idempotency-key", "content-type", "transfer-encoding"} & set(sent["headers"])
+        assert KEY not in str(sent["headers"])
+        first, second = platform.asked("PUT", NAMED[4:])
+        assert (first["query"]["upload"], first["query"]["filename"], first["body"]) == ("token", "data.csv", b"")
+        assert first["headers"]["idempotency-key"] == second["headers"]["idempotency-key"]
+        assert "cookie" not in second["headers"]
+
+    @pytest.mark.parametrize("refusal", [(400, None, {}), (503, None, {}), (307, None, {"location": "http://127.0.0.1:9"}), None])
+    def test_go_through_the_platform_where_the_store_refuses(
+        self, upload: Callable[[], Any], platform: FakePlatform, store: FakePlatform, refusal: Any
+    ) -> None:
+        platform.script["POST /v1/uploads"] = [self.announce(store.url)]
+        store.script["PUT /incoming/x"] = [refusal]
+        assert upload().ref == "d@1"
+        assert self.through(platform) == [self.DATA]
+        assert "upload" not in platform.asked("PUT", NAMED[4:])[0]["query"]
+
+    def test_go_through_the_platform_where_nobody_is(self, client: la.Client, platform: FakePlatform) -> None:
+        answers = [self.announce(place) for place in ("http://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1:9", "http://[", "", "http://")]
+        for answer in (*answers, (201, {}, {}), (201, ["what"], {})):
+            platform.script["POST /v1/uploads"] = [answer]
+            client.datasets.upload("d", self.DATA)
+        assert self.through(platform) == [self.DATA] * 8
+
+    @pytest.mark.parametrize("status, code", [(404, "not_found"), (405, "method_not_allowed"), (501, "unimplemented")])
+    def test_go_through_the_platform_where_that_is_not_offered(
+        self, upload: Callable[[], Any], platform: FakePlatform, status: int, code: str
+    ) -> None:
+        platform.script["POST /v1/uploads"] = [problem(status, code, "not here")]
+        assert upload().ref == "d@1"
+        assert self.through(platform) == [self.DATA]
+
+    def test_what_is_not_known_any_more_is_sent_again_under_the_same_key(
+        self, upload: Callable[[], Any], platform: FakePlatform, store: FakePlatform
+    ) -> None:
+        platform.script["POST /v1/uploads"] = [self.announce(store.url)]
+        store.script["PUT /incoming/x"] = [(200, None, {})]
+        platform.script[NAMED] = [problem(404, "not_found", "there is no such upload")]
+        assert upload().ref == "d@1"
+        named, sent = platform.asked("PUT", NAMED[4:])
+        assert (named["body"], sent["body"]) == (b"", self.DATA)
+        for name in ("idempotency-key", "content-type"):
+            assert named["headers"][name] == sent["headers"][name]
+
+    def test_what_has_no_room_is_not_sent(self, upload: Callable[[], Any], platform: FakePlatform, store: FakePlatform) -> None:
+        platform.script["POST /v1/uploads"] = [problem(403, "quota_exceeded", "no room")]
+        with pytest.raises(la.QuotaExceeded, match="no room"):
+            upload()
+        assert (self.through(platform), store.requests) == ([], [])
+
+    def test_small_ones_go_the_short_way(self, client: la.Client, platform: FakePlatform) -> None:
+        client.datasets.upload("d", b"a,b\n1,2\n")
+        assert platform.asked("POST", "/v1/uploads") == []
+
+    def test_tls_is_not_left(self) -> None:
+        asked = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append((request.method, request.url.host, "upload" in request.url.params))
+            if request.method == "POST":
+                return httpx.Response(201, json=self.announce("http://store.example")[1])
+            return httpx.Response(201, json=VERSION)
+
+        url = "https://platform.example"
+        with la.Client(KEY, url, transport=HttpxTransport(url, httpx.MockTransport(answer))) as client:
+            client.datasets.upload("d", self.DATA)
+        assert asked == [("POST", "platform.example", False), ("PUT", "platform.example", False)]
+
+
 def test_model_files_are_checked_and_stay_in_their_folder(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
     platform.files = {"a/w.bin": b"weights"}
     good = {"path": "a/w.bin", "digest": "sha256:" + hashlib.sha256(b"weights").hexdigest()}
