@@ -1,5 +1,6 @@
 """What docs/compose.md promises of the platform in containers, and its commands."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -43,12 +44,15 @@ def test_a_trace_of_the_job_crosses_processes(composed_platform: Composed) -> No
         assert eventually(lambda: {"gateway", "data"} <= services(), timeout=30), services()
 
 
-def test_large_files_come_from_the_store_itself(composed_platform: Composed) -> None:
+def test_large_files_go_to_the_store_itself_and_come_from_there(composed_platform: Composed) -> None:
     tenant = composed_platform.workspace("large")
-    rows = "\n".join(f"{n},{n * 7919 % 1000003},{n * 104729 % 15485863}" for n in range(200_000))
+    data = "".join(["a,b,c\n", *(f"{n},{n * 7919 % 1000003},{n * 104729 % 15485863}\n" for n in range(500_000))]).encode()
+    with tenant.client() as client:
+        assert client.datasets.upload("large", data, filename="large.csv").rows == 500_000
     with tenant.http() as http:
-        path = "/v1/datasets/large/content"
-        assert http.put(path, params={"filename": "large.csv"}, content=f"a,b,c\n{rows}\n").status_code == 201
+        announced = http.post("/v1/uploads", json={"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)})
+        assert announced.status_code == 201
+        assert announced.json()["url"].startswith(f"http://127.0.0.1:{composed_platform.store_port}/lepton-datasets/")
         answer = http.get("/v1/datasets/large/versions/1/content")
         assert answer.status_code == 307
         assert answer.headers["location"].startswith(f"http://127.0.0.1:{composed_platform.store_port}/lepton-datasets/")
