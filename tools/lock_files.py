@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-GROUPS = ("gateway", "control", "serving", "ml", "standalone", "client", "dev")
+GROUPS = ("gateway", "control", "data", "serving", "ml", "worker", "standalone", "client", "build", "dev")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

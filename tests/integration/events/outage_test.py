@@ -74,8 +74,8 @@ async def test_a_broker_that_is_away_is_no_flood_of_words(own_broker: Broker, ow
     async with event_log(own_broker.url) as log:
         subscription = log.subscribe(own, [topic_of(DatasetVersionReady)])
         await subscription.poll(1, 0.1)
-        await asyncio.to_thread(own_broker.stop)
         caplog.clear()
+        await asyncio.to_thread(own_broker.stop)
         for _ in range(10):
             await subscription.poll(1, 0.5)
         said = [record for record in caplog.records if record.name.startswith("aiokafka")]

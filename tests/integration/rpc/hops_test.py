@@ -85,7 +85,8 @@ async def test_every_hop_has_less_time_and_only_the_first_hears_of_the_member(ch
     assert answer.workspace == "acme"
     (first,), (second,), (third,) = chain.remaining
     # Each hop works 0.1 s and keeps 0.05 s back for telling its caller.
-    assert 2.5 < first <= 3
+    # gRPC rounds a deadline up on its way.
+    assert 2.5 < first <= 3.1
     assert second <= first - 0.14
     assert third <= second - 0.14
     assert [hop.callers for hop in chain.hops] == [
