@@ -38,7 +38,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 # A connection so old takes no more calls, and its client connects anew: perhaps to a replica that was not there before.
 CONNECTION_AGE_SECONDS = 300.0
-# Between saying that it is about to stop and stopping.
+# Between saying that it is about to stop and stopping, at the least.
 DRAIN_SECONDS = 0.3
 # A servicer and the generated function that adds it, e.g. (DataServicer(…), add_DataServiceServicer_to_server).
 Registration = tuple[Any, Callable[[Any, Any], None]]
@@ -68,8 +68,10 @@ class Server:
         tls: TlsSettings | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connection_age_seconds: float = CONNECTION_AGE_SECONDS,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.address = listen
+        self._drain_seconds = drain_seconds
         self._listen = listen
         self._services = services
         self._verifier = verifier
@@ -104,7 +106,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if grace and not self._listen.startswith(_UNIX):
             # Calls that are on their way arrive; those who send them hear of it meanwhile.
-            await asyncio.sleep(min(DRAIN_SECONDS, grace))
+            await asyncio.sleep(min(self._drain_seconds, grace))
         await self._server.stop(grace)
         self._server = None
         if self._listen.startswith(_UNIX):

@@ -10,7 +10,7 @@ from libs.db import Database, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
 from libs.lifecycle import Alive, Component, Lifecycle
 from libs.rpc import Client, Server
-from libs.rpc.server import Registration
+from libs.rpc.server import DRAIN_SECONDS, Registration
 from libs.service.settings import ServiceSettings
 
 # For all parts of a process to end, one after another.
@@ -47,7 +47,13 @@ class Kit:
         parts: list[Component] = [self._foundation(), Relay(self.database, self.event_log, name=self.name)]
         if handlers:
             parts.append(Consumer(self.name, self.database, self.event_log, handlers))
-        server = Server(self.settings.listen, registrations, verifier=self.settings.identity.verifier(), tls=self.settings.tls)
+        server = Server(
+            self.settings.listen,
+            registrations,
+            verifier=self.settings.identity.verifier(),
+            tls=self.settings.tls,
+            drain_seconds=max(DRAIN_SECONDS, self.settings.drain_seconds),
+        )
         return Lifecycle([*parts, *components, server])
 
     def worker(self, components: Sequence[Component]) -> Lifecycle:
@@ -85,8 +91,7 @@ def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle])
     """Runs one service as a process until SIGTERM or SIGINT."""
 
     async def main() -> None:
-        alive = Alive(build(settings), settings.alive_file, drain_seconds=settings.drain_seconds)
-        await Lifecycle([alive], grace_seconds=GRACE_SECONDS + settings.drain_seconds).run()
+        await Lifecycle([Alive(build(settings), settings.alive_file)], grace_seconds=GRACE_SECONDS).run()
 
     from libs import telemetry
 
