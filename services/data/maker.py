@@ -30,6 +30,8 @@ from services.data.tables import INPUT, UPLOAD, File, Version
 log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0
+# Until the store, or whatever was away, is asked again.
+AWAY_SECONDS = 2.0
 
 
 class Maker:
@@ -108,6 +110,10 @@ class Maker:
                 with suppress(asyncio.CancelledError, AppError):
                     await work
                 await asyncio.shield(self._put_back(lease, counts=False))
+            except Transient as error:
+                # What is away says nothing of the version: it waits for that as long as it takes.
+                log.warning("version_put_off", dataset=lease.key.dataset, number=lease.key.number, error=str(error))
+                await self._put_back(lease, counts=False, pause=AWAY_SECONDS)
             except Exception as error:
                 log.warning("version_put_back", dataset=lease.key.dataset, number=lease.key.number, error=repr(error))
                 await self._put_back(lease, counts=True)
@@ -176,10 +182,10 @@ class Maker:
                 if time.time() > expires:
                     work.cancel()
 
-    async def _put_back(self, lease: Lease, *, counts: bool) -> None:
+    async def _put_back(self, lease: Lease, *, counts: bool, pause: float = 0.0) -> None:
         try:
             async with self._database.unit() as unit:
-                await versions.put_back(unit, lease, now=time.time(), counts=counts)
+                await versions.put_back(unit, lease, now=time.time(), counts=counts, pause=pause)
         except AppError as error:
             # The lease runs out by itself.
             log.warning("version_not_put_back", dataset=lease.key.dataset, number=lease.key.number, error=str(error))

@@ -18,7 +18,7 @@ from lepton.data.v1.events_pb2 import DatasetVersionReady
 from libs.errors import AppError, Invalid, Transient
 from libs.events.sqlite import SqliteEventLog
 from libs.rpc import acting_for
-from libs.storage import LocalArtifactStore
+from libs.storage import InMemoryArtifactStore, LocalArtifactStore
 from libs.testing import database_environment
 from services.data.domain.states import MAX_ATTEMPTS, State
 from services.data.engine.process import EngineFailed
@@ -75,6 +75,36 @@ async def test_what_always_fails_ends_with_words(tmp_path: Path) -> None:
         failed = await data.settled("wdbc", version.number)
     assert failed.error.code == "process_failed"
     assert f"interrupted {MAX_ATTEMPTS} times" in failed.error.detail
+
+
+class Away(InMemoryArtifactStore):
+    """A store that cannot be read for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.away = 0, True
+
+    async def fetch(self, digest: str, path: Path) -> None:
+        self.asked += 1
+        if self.away:
+            raise Transient("the artifact store cannot be reached; try again")
+        await super().fetch(digest, path)
+
+
+async def test_a_store_that_is_away_refuses_no_version_however_long(tmp_path: Path) -> None:
+    store = Away()
+    async with scene(tmp_path, store=store) as data:
+        version = await data.upload("wdbc", CSV, wait=0)
+        for asked in range(2 * MAX_ATTEMPTS):
+            await until(lambda least=asked: _asked(store, least))
+            await change(data, not_before=0.0)
+            data.maker.wake()
+        store.away = False
+        assert (await data.settled("wdbc", version.number)).state == d.VERSION_STATE_READY
+
+
+async def _asked(store: Away, more_than: int) -> bool:
+    return store.asked > more_than
 
 
 async def test_a_lost_lease_writes_nothing(tmp_path: Path) -> None:

@@ -89,13 +89,14 @@ class Version(Table, table=True):
         self.lease_holder, self.lease_token, self.lease_expires = holder, self.lease_token + 1, expires
         self.attempts += 1
 
-    def put_back(self, now: float, *, counts: bool) -> None:
-        """Its worker gives it up; where it `counts`, only after a pause, because the next try may go the same way."""
+    def put_back(self, now: float, *, counts: bool, pause: float = 0.0) -> None:
+        """Its worker gives it up; where it `counts`, for longer and longer, because the next try may go the same way."""
         self.lease_holder, self.lease_expires = "", 0.0
         if counts:
             self.not_before = now + pause_after(self.attempts)
         else:
             self.attempts -= 1
+            self.not_before = now + pause
 
     def refuse(self, error: dict[str, Any]) -> None:
         """Will never be ready: the waiting caller hears why, or else the version says it."""

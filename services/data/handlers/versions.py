@@ -127,9 +127,9 @@ async def renew_lease(unit: Unit, lease: Lease, expires: float) -> None:
     (await _held(unit, lease)).lease_expires = expires
 
 
-async def put_back(unit: Unit, lease: Lease, *, now: float, counts: bool) -> None:
+async def put_back(unit: Unit, lease: Lease, *, now: float, counts: bool, pause: float = 0.0) -> None:
     """Gives it to whoever comes next."""
-    (await _held(unit, lease)).put_back(now, counts=counts)
+    (await _held(unit, lease)).put_back(now, counts=counts, pause=pause)
 
 
 async def refuse_version(unit: Unit, lease: Lease, error: AppError) -> None:
