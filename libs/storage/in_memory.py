@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
 from libs.errors import NotFound
+from libs.storage.indirect import Indirect
 from libs.storage.limit import limited
-from libs.storage.store import CHUNK, DirectUpload, Stored, checked, digest_of, nothing_uploaded
+from libs.storage.store import CHUNK, Stored, checked, digest_of
 
 
-class InMemoryArtifactStore:
+class InMemoryArtifactStore(Indirect):
     """Keeps everything until the process ends."""
 
     def __init__(self) -> None:
@@ -51,17 +52,6 @@ class InMemoryArtifactStore:
         checked(digest)
         if digest in self._objects and time.monotonic() - self._objects[digest][1] >= idle_seconds:
             del self._objects[digest]
-
-    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
-        checked(digest)
-        return None
-
-    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
-        checked(digest)
-        return None
-
-    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
-        raise nothing_uploaded(upload, digest)
 
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for digest, (_, put) in list(self._objects.items()):

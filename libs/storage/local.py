@@ -13,13 +13,14 @@ from uuid import uuid4
 
 from libs.errors import NotFound
 from libs.storage.disk import disk_errors
+from libs.storage.indirect import Indirect
 from libs.storage.limit import limited
-from libs.storage.store import CHUNK, DirectUpload, Stored, checked, nothing_uploaded
+from libs.storage.store import CHUNK, Stored, checked
 
 STALE_SECONDS = 86400.0
 
 
-class LocalArtifactStore:
+class LocalArtifactStore(Indirect):
     """Objects at `root`/ab/cdef…, made under `root`/incoming and moved: a file that is there is whole."""
 
     def __init__(self, root: Path) -> None:
@@ -90,17 +91,6 @@ class LocalArtifactStore:
         with suppress(FileNotFoundError):
             if time.time() - self._path(digest).stat().st_mtime >= idle_seconds:
                 self._path(digest).unlink()
-
-    async def download_url(self, digest: str, *, seconds: int, file_name: str, media_type: str) -> str | None:
-        checked(digest)
-        return None
-
-    async def upload_url(self, *, digest: str, size: int, seconds: int) -> DirectUpload | None:
-        checked(digest)
-        return None
-
-    async def adopt(self, upload: str, *, digest: str, size: int) -> Stored:
-        raise nothing_uploaded(upload, digest)
 
     async def list(self) -> AsyncIterator[tuple[str, float]]:
         for path in await asyncio.to_thread(lambda: list(self._root.glob("??/*"))):
