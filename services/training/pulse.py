@@ -26,13 +26,14 @@ class Pulse:
         self._task = asyncio.create_task(self._run(), name="training-pulse")
 
     async def stop(self) -> None:
-        """Lets every watcher go."""
+        """Lets every watcher go, and a query end that is under way: the database is about to close."""
         self.stopped = True
         for watchers in self._watchers.values():
             for changed in watchers:
                 changed.set()
+        self._wanted.set()
         if self._task:
-            self._task.cancel()
+            await self._task
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -49,12 +50,13 @@ class Pulse:
                 self._seen.pop(job_id, None)
 
     async def _run(self) -> None:
-        while True:
-            if not self._watchers:
+        while not self.stopped:
+            if self._watchers:
+                await self._look()
+                await asyncio.sleep(LOOK_SECONDS)
+            else:
                 self._wanted.clear()
                 await self._wanted.wait()
-            await self._look()
-            await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
         try:
