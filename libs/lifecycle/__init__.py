@@ -3,8 +3,7 @@
 Knows nothing of what the components do.
 """
 
-from libs.lifecycle.alive import Alive
 from libs.lifecycle.lifecycle import Component, Lifecycle
 from libs.lifecycle.loop import Loop
 
-__all__ = ["Alive", "Component", "Lifecycle", "Loop"]
+__all__ = ["Component", "Lifecycle", "Loop"]

@@ -1,11 +1,10 @@
 """Components start in order, stop in reverse, and loops survive their steps."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from libs.lifecycle import Alive, Lifecycle, Loop
+from libs.lifecycle import Lifecycle, Loop
 
 
 class Recorder:
@@ -74,42 +73,3 @@ async def test_a_step_that_left_work_is_run_again_at_once() -> None:
     await loop.start()
     await asyncio.wait_for(done.wait(), 1)
     await loop.stop()
-
-
-async def test_the_file_of_a_live_process_is_there_from_ready_to_stop(tmp_path: Path) -> None:
-    path, log = tmp_path / "alive", []
-    path.touch()
-
-    class Slow(Recorder):
-        async def start(self) -> None:
-            assert not path.exists(), "left by an earlier process"
-            await super().start()
-
-        async def stop(self) -> None:
-            assert not path.exists(), "nobody should be sent here any more"
-            await super().stop()
-
-    alive = Alive(Slow("a", log), str(path))
-    await alive.start()
-    await asyncio.sleep(0.05)
-    assert path.exists()
-    await alive.stop()
-    assert log == ["+a", "-a"]
-
-
-async def test_callers_have_time_to_find_another(tmp_path: Path) -> None:
-    path, log = tmp_path / "alive", []
-    alive = Alive(Recorder("a", log), str(path), drain_seconds=0.05)
-    await alive.start()
-    ending = asyncio.create_task(alive.stop())
-    await asyncio.sleep(0.02)
-    assert (path.exists(), log) == (False, ["+a"])
-    await ending
-    assert log == ["+a", "-a"]
-
-
-async def test_a_failed_start_leaves_no_file(tmp_path: Path) -> None:
-    alive = Alive(Recorder("a", [], fails=True), str(tmp_path / "alive"))
-    with pytest.raises(RuntimeError):
-        await alive.start()
-    assert not (tmp_path / "alive").exists()

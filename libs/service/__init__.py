@@ -3,9 +3,10 @@
 Knows every lib; knows no service.
 """
 
+from libs.process import run
 from libs.rpc import IdentitySettings, PeerSettings
 from libs.service.edge import Edge
-from libs.service.kit import Kit, run
+from libs.service.kit import Kit
 from libs.service.settings import ServiceSettings
 
 __all__ = ["Edge", "IdentitySettings", "Kit", "PeerSettings", "ServiceSettings", "run"]

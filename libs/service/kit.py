@@ -1,6 +1,5 @@
-"""Puts a service together from its settings, and runs it."""
+"""Puts a service together from its settings."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,13 +7,10 @@ from google.protobuf.message import Message
 
 from libs.db import Database, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
-from libs.lifecycle import Alive, Component, Lifecycle
+from libs.lifecycle import Component, Lifecycle
 from libs.rpc import Client, Server
 from libs.rpc.server import DRAIN_SECONDS, Registration
 from libs.service.settings import ServiceSettings
-
-# For all parts of a process to end, one after another.
-GRACE_SECONDS = 25.0
 
 
 class Kit:
@@ -85,24 +81,3 @@ class _Clients:
     async def stop(self) -> None:
         for client in self._clients:
             await client.close()
-
-
-def run(name: str, settings: ServiceSettings, build: Callable[[Any], Lifecycle]) -> None:
-    """Runs one service as a process until SIGTERM or SIGINT."""
-
-    async def main() -> None:
-        await Lifecycle([Alive(build(settings), settings.alive_file)], grace_seconds=GRACE_SECONDS).run()
-
-    from libs import telemetry
-
-    telemetry.setup(
-        name,
-        url=settings.telemetry_url,
-        level=settings.log_level,
-        metrics_listen=settings.metrics_listen,
-        sample=settings.telemetry_sample,
-    )
-    try:
-        asyncio.run(main())
-    finally:
-        telemetry.shutdown()

@@ -24,7 +24,10 @@ _REASONS = {
 
 
 class HttpServer:
-    """Listens on host:port; port 0 takes a free one, which `address` names after start(). Sets `closing` when it begins to stop."""
+    """Listens on host:port; port 0 takes a free one, which `address` names after start().
+
+    At its stop it sets `draining` and goes on for `drain_seconds`, asking clients to connect elsewhere; then it sets `closing` and ends.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,15 @@ class HttpServer:
         limits: Limits,
         *,
         problem_base: str,
+        draining: asyncio.Event,
         closing: asyncio.Event,
+        drain_seconds: float = 0.0,
         grace_seconds: int = 5,
     ) -> None:
         self.address = f"http://{host}:{port}"
+        self._draining = draining
         self._closing = closing
+        self._drain_seconds = drain_seconds
         self._app = app
         self._host = host
         self._port = port
@@ -74,9 +81,14 @@ class HttpServer:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Answers what has been asked, ends streams, then closes."""
-        self._closing.set()
+        """Lets clients find another, answers what has been asked, ends streams, then closes."""
+        self._draining.set()
         if self._server is not None and self._task is not None:
+            # The first are read once a second, to make the second.
+            for headers in (self._server.config.encoded_headers, self._server.server_state.default_headers):
+                headers.append((b"connection", b"close"))
+            await asyncio.sleep(self._drain_seconds)
+            self._closing.set()
             self._server.should_exit = True
             await self._task
             self._server = self._task = None

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 
+import httpx
 import pytest
 
 from services.gateway.conftest import World
@@ -88,6 +89,22 @@ async def test_a_large_upload_without_a_key_hears_why(world: World) -> None:
 async def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = HttpServer(lambda *_: None, "127.0.0.1", port, Limits(), problem_base="", closing=asyncio.Event())
+        server = HttpServer(
+            lambda *_: None, "127.0.0.1", port, Limits(), problem_base="", draining=asyncio.Event(), closing=asyncio.Event()
+        )
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken"):
             await server.start()
+
+
+async def test_a_gateway_that_is_about_to_stop_answers_and_sends_its_clients_elsewhere(world: World) -> None:
+    assert (await world.client.get("/healthz")).headers.get("connection") is None
+    world.gateway._server._drain_seconds = 0.6
+    stopping = asyncio.create_task(world.gateway.stop())
+    await asyncio.sleep(0.3)
+    for path in ("/healthz", "/readyz"):
+        assert (await world.client.get(path)).status_code == 503
+    answer = await world.client.get("/v1/datasets")
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    await stopping
+    with pytest.raises(httpx.ConnectError):
+        await world.client.get("/healthz")

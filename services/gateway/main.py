@@ -6,8 +6,8 @@ import uuid
 import uvloop
 from fastapi import FastAPI
 
-from libs import telemetry
-from libs.lifecycle import Alive, Lifecycle
+from libs.lifecycle import Lifecycle
+from libs.process import run
 from libs.storage import ArtifactStore, open_store
 from libs.telemetry import TraceStore, open_trace_store
 from services.gateway.app import build_app
@@ -33,8 +33,8 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.transcode import operations_of
 from services.gateway.uploads import UploadTokens
 
-# For all parts of the process to end, one after another.
-GRACE_SECONDS = 25.0
+# For one part to end what it has in hand.
+PART_SECONDS = 10.0
 
 
 class Gateway:
@@ -57,7 +57,7 @@ class Gateway:
         authenticator = Authenticator(peers.accounts)
         quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
         predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)
-        closing = asyncio.Event()
+        draining, closing = asyncio.Event(), asyncio.Event()
         datasets = datasets or open_store(settings.storage, "datasets")
         tokens = UploadTokens(settings.identity)
         operations = [
@@ -70,12 +70,21 @@ class Gateway:
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
             *Traces(traces or trace_store(settings)).operations(),
-            *Health(peers).operations(),
+            *Health(peers, draining).operations(),
         ]
         operations += Reference(operations).operations()
         self.app: FastAPI = build_app(operations, authenticator, RateLimits(limits), problems)
-        self._server = HttpServer(self.app, settings.host, settings.port, limits, problem_base=settings.problem_base, closing=closing)
-        self._parts = Lifecycle([peers, predictions, self._server])
+        self._server = HttpServer(
+            self.app,
+            settings.host,
+            settings.port,
+            limits,
+            problem_base=settings.problem_base,
+            draining=draining,
+            closing=closing,
+            drain_seconds=settings.drain_seconds,
+        )
+        self._parts = Lifecycle([peers, predictions, self._server], grace_seconds=settings.drain_seconds + PART_SECONDS)
 
     @property
     def address(self) -> str:
@@ -105,26 +114,5 @@ def _transcoded(peers: Peers, authenticator: Authenticator, settings: GatewaySet
     return [each for name, service in SERVICES.items() for each in operations_of(service, clients[name], settings.limits, forget)]
 
 
-def run(settings: GatewaySettings) -> None:
-    """Runs the gateway as a process until SIGTERM or SIGINT."""
-
-    async def serve() -> None:
-        alive = Alive(Gateway(settings), settings.alive_file, drain_seconds=settings.drain_seconds)
-        await Lifecycle([alive], grace_seconds=GRACE_SECONDS + settings.drain_seconds).run()
-
-    telemetry.setup(
-        "gateway",
-        url=settings.telemetry_url,
-        level=settings.log_level,
-        metrics_listen=settings.metrics_listen,
-        sample=settings.telemetry_sample,
-    )
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve())
-    finally:
-        telemetry.shutdown()
-
-
 if __name__ == "__main__":
-    run(GatewaySettings())
+    run("gateway", GatewaySettings(), Gateway, loop_factory=uvloop.new_event_loop)

@@ -1,7 +1,8 @@
 """Settings of the gateway."""
 
+from libs.process import ProcessSettings
 from libs.rpc import IdentitySettings, PeerSettings, TlsSettings
-from libs.settings import Block, Settings, SettingsConfigDict
+from libs.settings import Block, SettingsConfigDict
 from libs.storage import StorageSettings
 
 
@@ -24,7 +25,7 @@ class Limits(Block):
     inference_rate: str = "600000/minute"
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(ProcessSettings):
     """`LEPTON_GATEWAY_…`."""
 
     model_config = SettingsConfigDict(env_prefix="LEPTON_GATEWAY_")
@@ -42,16 +43,5 @@ class GatewaySettings(Settings):
     prediction_block: int = 1000
     # Longest that a prediction may take, waiting for a first replica included.
     predict_seconds: float = 60.0
-    # Where traces, logs and metrics go: "none:", "sqlite:///path/traces.db" or "otlp+http://collector:4318".
-    telemetry_url: str = "none:"
     # Where traces are read, as "jaeger+http://jaeger:16686"; empty: where they are written.
     traces_url: str = ""
-    # The share of the traces begun here that is kept.
-    telemetry_sample: float = 1.0
-    # Where Prometheus finds the metrics, as "0.0.0.0:9464"; empty: nowhere.
-    metrics_listen: str = ""
-    log_level: str = "info"
-    # A file that is there and fresh while the process is ready, for health checks from outside; empty: none.
-    alive_file: str = ""
-    # Between the word to end and the end, for callers to find another replica.
-    drain_seconds: float = 0.0

@@ -3,12 +3,11 @@
 `python -m services.standalone.node`; settings as those of compute, training and deployment, under their own names.
 """
 
-import asyncio
 import platform
 
-from libs import telemetry
 from libs.events import open_event_log
-from libs.lifecycle import Alive, Component, Lifecycle
+from libs.lifecycle import Component, Lifecycle
+from libs.process import run
 from libs.telemetry import InService
 from services.compute import main as compute
 from services.compute.settings import Settings as ComputeSettings
@@ -18,13 +17,12 @@ from services.training import main as training
 from services.training.settings import Settings as TrainingSettings
 
 # Replicas and attempts are handed back before the node is gone.
-GRACE_SECONDS = 25.0
+GRACE_SECONDS = 50.0
 
 
-def build(name: str = "") -> Lifecycle:
-    """The node `name`, by default the settings' or the host's. What runs here has begun before the node is offered."""
-    own = ComputeSettings()
-    name = name or own.node_name or platform.node()
+def build(own: ComputeSettings) -> Lifecycle:
+    """The node that the settings name, by default the host. What runs here has begun before the node is offered."""
+    name = own.node_name or platform.node()
     training_settings, deployment_settings = TrainingSettings(node=name), DeploymentSettings(node=name)
     log = open_event_log(training_settings.events)
     parts: list[Component] = [
@@ -33,24 +31,8 @@ def build(name: str = "") -> Lifecycle:
         InService("deployment", deployment.build_node(deployment_settings, log)),
         InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))),
     ]
-    return Lifecycle([Alive(Lifecycle(parts, grace_seconds=GRACE_SECONDS), own.alive_file)], grace_seconds=2 * GRACE_SECONDS)
-
-
-def main() -> None:
-    """Works until SIGTERM or SIGINT."""
-    settings = ComputeSettings()
-    telemetry.setup(
-        "node",
-        url=settings.telemetry_url,
-        level=settings.log_level,
-        metrics_listen=settings.metrics_listen,
-        sample=settings.telemetry_sample,
-    )
-    try:
-        asyncio.run(build().run())
-    finally:
-        telemetry.shutdown()
+    return Lifecycle(parts, grace_seconds=GRACE_SECONDS / 2)
 
 
 if __name__ == "__main__":
-    main()
+    run("node", ComputeSettings(), build, grace_seconds=GRACE_SECONDS)

@@ -3,23 +3,18 @@
 A container's check then costs a `find`, not an interpreter: `test -n "$(find FILE -mmin -0.25)"`.
 """
 
-import asyncio
 from pathlib import Path
 
-from libs.lifecycle.lifecycle import Component
-from libs.lifecycle.loop import Loop
+from libs.lifecycle import Component, Loop
 
 INTERVAL_SECONDS = 2.0
 
 
 class Alive:
-    """A component around another: touches `path` every two seconds from its start to its stop. An empty path: no file.
+    """A component around another: touches `path` every two seconds from its start to its stop. An empty path: no file."""
 
-    It goes on for `drain_seconds` after it has said that it ends: callers have found another by then.
-    """
-
-    def __init__(self, component: Component, path: str, *, drain_seconds: float = 0.0) -> None:
-        self._component, self._drain_seconds = component, drain_seconds
+    def __init__(self, component: Component, path: str) -> None:
+        self._component = component
         self._path = Path(path) if path else None
         self._loop = Loop("alive", self._touch, interval=INTERVAL_SECONDS)
 
@@ -35,7 +30,6 @@ class Alive:
         if self._path:
             await self._loop.stop()
             self._path.unlink(missing_ok=True)
-        await asyncio.sleep(self._drain_seconds)
         await self._component.stop()
 
     async def _touch(self) -> None:

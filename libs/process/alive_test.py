@@ -1,0 +1,49 @@
+"""The file that says that a process lives."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from libs.process import Alive
+
+
+class Recorder:
+    def __init__(self, name: str, log: list[str], *, fails: bool = False) -> None:
+        self.name, self.log, self.fails = name, log, fails
+
+    async def start(self) -> None:
+        if self.fails:
+            raise RuntimeError(self.name)
+        self.log.append(f"+{self.name}")
+
+    async def stop(self) -> None:
+        self.log.append(f"-{self.name}")
+
+
+async def test_the_file_of_a_live_process_is_there_from_ready_to_stop(tmp_path: Path) -> None:
+    path, log = tmp_path / "alive", []
+    path.touch()
+
+    class Strict(Recorder):
+        async def start(self) -> None:
+            assert not path.exists(), "left by an earlier process"
+            await super().start()
+
+        async def stop(self) -> None:
+            assert not path.exists(), "nobody should be sent here any more"
+            await super().stop()
+
+    alive = Alive(Strict("a", log), str(path))
+    await alive.start()
+    await asyncio.sleep(0.05)
+    assert path.exists()
+    await alive.stop()
+    assert log == ["+a", "-a"]
+
+
+async def test_a_failed_start_leaves_no_file(tmp_path: Path) -> None:
+    alive = Alive(Recorder("a", [], fails=True), str(tmp_path / "alive"))
+    with pytest.raises(RuntimeError):
+        await alive.start()
+    assert not (tmp_path / "alive").exists()

@@ -1,0 +1,43 @@
+"""A component as the only thing that a process does."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from libs import telemetry
+from libs.lifecycle import Component, Lifecycle
+from libs.process.alive import Alive
+from libs.process.settings import ProcessSettings
+
+# For all parts of a process to end, one after another, once callers had their time to find another.
+GRACE_SECONDS = 25.0
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def run(
+    name: str,
+    settings: S,
+    build: Callable[[S], Component],
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
+    """Runs what `build` makes of the settings until SIGTERM or SIGINT; traces, logs and metrics bear the name."""
+
+    async def main() -> None:
+        component = Alive(build(settings), settings.alive_file)
+        await Lifecycle([component], grace_seconds=settings.drain_seconds + grace_seconds).run()
+
+    telemetry.setup(
+        name,
+        url=settings.telemetry_url,
+        level=settings.log_level,
+        metrics_listen=settings.metrics_listen,
+        sample=settings.telemetry_sample,
+    )
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(main())
+    finally:
+        telemetry.shutdown()
