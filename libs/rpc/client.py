@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from libs.rpc.tls import CertificateFiles, channel_credentials
 DEFAULT_TIMEOUT_SECONDS = 10.0
 # Kept back of the current call's time, for telling the caller what went wrong.
 _MARGIN_SECONDS = 0.05
+# A service may be between two replicas: no address is known to answer, and another one is about to be.
+PATIENCE_SECONDS = 5.0
 # What is under way over a connection with old certificates may take so long.
 _RETIRED_SECONDS = 600.0
 # Verbs that change nothing, and those whose comments in the proto promise that the same request again does nothing more.
@@ -43,6 +46,7 @@ _CODE_BY_STATUS = {
     "UNIMPLEMENTED": "unimplemented",
     "UNAUTHENTICATED": "unauthenticated",
 }
+_AWAY = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _tracer = trace.get_tracer("libs.rpc")
 
 
@@ -56,7 +60,8 @@ class Client:
     subclasses, as the other side raised them; Transient when it cannot be reached ("unavailable") or is too slow
     ("deadline_exceeded"). Connects on first use, in the loop that uses it.
 
-    Calls to "host:port" are spread over all addresses that the host's name stands for; `tls` is for those.
+    Calls to "host:port" are spread over all addresses that the host's name stands for; `tls` is for those. Where none of them
+    answers just now, a call waits a moment before it is sent; while the service stays away, none does.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Client:
         self._certificates = CertificateFiles(tls) if tls and not address.startswith(_UNIX) else None
         self._channel: grpc.aio.Channel | None = None
         self._senders: dict[str, Callable[..., Any]] = {}
+        self._away_since: float | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, name: str) -> Any:
@@ -127,20 +133,38 @@ class Client:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    def _sender(self, method: "_Method") -> Callable[..., Any]:
+    async def _sender(self, method: "_Method") -> Callable[..., Any]:
         channel = self._connected()
+        if not self._address.startswith(_UNIX):
+            await self._wait_while_away(channel)
         sender = self._senders.get(method.path)
         if sender is None:
             make = channel.unary_stream if method.streams else channel.unary_unary
             sender = self._senders[method.path] = make(method.path, **method.codec)
         return sender
 
+    async def _wait_while_away(self, channel: grpc.aio.Channel) -> None:
+        if channel.get_state() is not _AWAY:
+            self._away_since = None
+            return
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+        left = self._away_since + PATIENCE_SECONDS - time.monotonic()
+        remaining = current_call().remaining()
+        try:
+            async with asyncio.timeout(max(0.0, left if remaining is None else min(left, remaining - 2 * _MARGIN_SECONDS))):
+                while channel.get_state() is _AWAY:
+                    await channel.wait_for_state_change(_AWAY)
+        except TimeoutError:
+            return  # The call itself says so.
+        self._away_since = None
+
     def _unary(self, method: "_Method") -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, timeout: float | None = None, *, idempotency_key: str = "") -> Any:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
-                send = self._sender(method)
+                send = await self._sender(method)
                 return await send(request, timeout=self._time_for(method, timeout or self._timeout), metadata=tuple(metadata.items()))
 
         return call
@@ -150,7 +174,7 @@ class Client:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
-                send = self._sender(method)
+                send = await self._sender(method)
                 call = send(request, timeout=self._time_for(method, timeout), metadata=tuple(metadata.items()))
                 try:
                     async for response in call:

@@ -14,6 +14,7 @@ import pytest
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
 from libs.errors import AppError, Transient
 from libs.rpc import Client, Signer, acting_for, generate_key
+from libs.rpc.client import PATIENCE_SECONDS
 from tests.integration.rpc.scene import Compute, create, get, name_server, server_of
 from tests.platform import free_port
 
@@ -99,6 +100,34 @@ async def test_no_call_fails_while_one_replica_after_the_other_starts_again() ->
     assert sorted(made) == sorted(load.created) == sorted(set(made))
     for server in servers:
         await server.stop(0)
+
+
+async def test_a_moment_without_any_replica_fails_no_call_and_a_long_one_fails_at_once() -> None:
+    compute = Compute("one")
+    server = server_of(compute, "127.0.0.1:0", PUBLIC)
+    await server.start()
+    address = server.address
+    async with client_of(address) as client:
+        async with Load(client).running() as load:
+            await until(lambda: load.by["one"] > 10)
+            await server.stop(5.0)
+            await asyncio.sleep(1.0)
+            server = server_of(compute, address, PUBLIC)
+            await server.start()
+            seen = load.by["one"]
+            await until(lambda: load.by["one"] > seen)
+        assert load.failed == []
+        assert sorted(compute.created) == sorted(load.created)
+        await server.stop(0)
+        with acting_for("acme"):
+            took = []
+            for _ in range(6):
+                began = time.monotonic()
+                with pytest.raises(Transient, match="cannot be reached"):
+                    await client.CreateAllocation(create("away"))
+                took.append(time.monotonic() - began)
+    assert max(took) < PATIENCE_SECONDS + 2
+    assert took[-1] < 0.5, "nobody waits any more for a service that stays away"
 
 
 async def test_connections_that_have_grown_old_lose_no_call() -> None:
