@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.balancer import Balanced, first_of_two_free_ports
 from tests.chaos.flow import Flow
 from tests.composed import BACKENDS, SERVICES, Composed
 from tests.platform import eventually
@@ -117,20 +119,23 @@ def asking(platform: Composed) -> Iterator[tuple[list[str], list[float]]]:
         thread.join(90)
 
 
-def test_two_replicas_of_every_service_and_a_rolling_restart(composed_platform: Composed) -> None:
-    """The gateway is the door itself: what stands before several of them is not ours. All behind it are two, and restart one by one."""
-    behind = [service for service in SERVICES if service != "gateway"]
-    composed_platform.up(*(word for service in behind for word in ("--scale", f"{service}=2")))
+def test_two_of_every_service_and_a_rolling_restart(composed_platform: Composed) -> None:
+    """Of the gateway too, with a balancer before it; they restart one by one while a client asks all the time."""
+    port = first_of_two_free_ports()
+    overrides = {**composed_platform.overrides, "LEPTON_LISTEN": f"127.0.0.1:{port}-{port + 1}"}
+    same = {field.name: getattr(composed_platform, field.name) for field in fields(Composed)}
+    platform = Balanced(**{**same, "port": port, "overrides": overrides})
+    platform.up(*(word for service in SERVICES for word in ("--scale", f"{service}=2")))
     try:
-        tenant = composed_platform.workspace(f"rolling-{time.time():.0f}")
+        tenant = platform.workspace(f"rolling-{time.time():.0f}")
         flow = Flow(tenant, ITEMS).start()
         with tenant.http() as http:
             assert eventually(lambda: http.get("/v1/models/model-0/versions/1").status_code == 200, timeout=120)
             http.post("/v1/endpoints", json={"name": "line", "model": "model-0@1", "replicas": 2}).raise_for_status()
             assert eventually(lambda: http.get("/v1/endpoints/line").json()["state"] == "ready", timeout=90)
         with asking(tenant) as (failed, seconds):
-            for service in behind:
-                for container in composed_platform.containers(service):
+            for service in SERVICES:
+                for container in platform.containers(service):
                     docker("stop", "--time", "60", container)
                     docker("start", container)
                     assert eventually(lambda c=container: _healthy(c), timeout=120), service
@@ -139,7 +144,7 @@ def test_two_replicas_of_every_service_and_a_rolling_restart(composed_platform: 
         flow.check(timeout=60 + 20 * ITEMS)
         print(f"{len(seconds)} requests, none failed; slowest {max(seconds):.2f} s")
     finally:
-        composed_platform.up(*(word for service in behind for word in ("--scale", f"{service}=1")))
+        composed_platform.up(*(word for service in SERVICES for word in ("--scale", f"{service}=1")))
 
 
 def _healthy(container: str) -> bool:
