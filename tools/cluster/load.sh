@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes images of the local Docker engine known to the cluster: load.sh NAME:TAG…; those that it has already are passed over.
+# Manifests name the same NAME:TAG with imagePullPolicy IfNotPresent.
+set -euo pipefail
+. "$(dirname "$(readlink -f "$0")")/common.sh"
+[ $# -gt 0 ] || die "usage: load.sh IMAGE…"
+pid_of containerd >/dev/null || die "the cluster's containerd does not run: start it with up.sh"
+mkdir -p "$RUN/loaded"
+for image; do
+    id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || die "the Docker engine has no image $image"
+    stamp=$RUN/loaded/$(tr '/:' '__' <<<"$image")
+    [ "$(cat "$stamp" 2>/dev/null)" != "$id" ] || continue
+    begin=$SECONDS
+    docker save "$image" | ctrk images import - >/dev/null || die "the import of $image failed"
+    echo "$id" >"$stamp"
+    say "loaded $image in $((SECONDS - begin)) s"
+done
