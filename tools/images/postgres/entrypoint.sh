@@ -43,6 +43,7 @@ initialize() (
     rmdir "$PGDATA"
 )
 
+mkdir -p "$PGDATA"
 chmod 0700 "$PGDATA"
 [ -s "$PGDATA/PG_VERSION" ] || initialize
 shift
