@@ -7,18 +7,14 @@ import itertools
 import os
 import random
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.balancer import Balanced, first_of_two_free_ports
-from tests.chaos.flow import Flow
+from tests.chaos.flow import Flow, asking
 from tests.composed import BACKENDS, SERVICES, Composed
 from tests.platform import eventually
 
@@ -73,50 +69,6 @@ def test_every_service_killed_in_turn_at_random_moments(composed_platform: Compo
             docker("start", container)
     assert eventually(lambda: answers(composed_platform), timeout=90), composed_platform.log()
     flow.check(timeout=60 + 20 * ITEMS)
-
-
-@contextmanager
-def asking(platform: Composed) -> Iterator[tuple[list[str], list[float]]]:
-    """A client that reads, writes and predicts all the time: what failed, and how long each request took."""
-    failed: list[str] = []
-    seconds: list[float] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        with platform.http() as http:
-
-            def send(method: str, path: str, body: Any = None) -> dict[str, Any]:
-                began = time.monotonic()
-                try:
-                    answer = http.request(method, path, json=body)
-                    if answer.status_code < 400:
-                        return dict(answer.json() or {})
-                    failed.append(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
-                except httpx.TransportError as error:
-                    failed.append(f"{method} {path}: {error!r}")
-                finally:
-                    seconds.append(time.monotonic() - began)
-                return {}
-
-            for number in itertools.count():
-                if ended.is_set():
-                    return
-                send("GET", "/v1/training-jobs")
-                key = send("POST", "/v1/api-keys", {"name": f"key-{number}", "role": "viewer"})
-                send("GET", "/v1/datasets")
-                send("POST", "/v1/endpoints/line/predict", {"instances": [{"x": 1.0}]})
-                send("GET", "/v1/listings")
-                if key:
-                    send("DELETE", f"/v1/api-keys/{key['api_key']['id']}")
-                send("GET", "/v1/compute/allocations")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    try:
-        yield failed, seconds
-    finally:
-        ended.set()
-        thread.join(90)
 
 
 def test_two_of_every_service_and_a_rolling_restart(composed_platform: Composed) -> None:

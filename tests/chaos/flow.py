@@ -1,15 +1,17 @@
 """Work that flows through a platform while something is broken, and what has to be true of it afterwards."""
 
+import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 
-from tests.composed import Composed
-from tests.platform import Platform, eventually
+from tests.platform import Reachable, eventually
 
 ROWS = "x,y\n" + "".join(f"{n / 50},{n / 25 + 1}\n" for n in range(200))
 ENDED = ("succeeded", "failed", "cancelled")
@@ -27,7 +29,7 @@ def job(number: int, epochs: int = 40) -> dict[str, Any]:
     }
 
 
-def submit(platform: Platform | Composed, number: int, **options: Any) -> str:
+def submit(platform: Reachable, number: int, **options: Any) -> str:
     """Submits once, however often it has to be sent: the key makes it one."""
 
     def send() -> str:
@@ -43,12 +45,12 @@ def submit(platform: Platform | Composed, number: int, **options: Any) -> str:
     return str(id)
 
 
-def jobs(platform: Platform | Composed) -> list[dict[str, Any]]:
+def jobs(platform: Reachable) -> list[dict[str, Any]]:
     with platform.http() as http:
         return list(http.get("/v1/training-jobs", params={"page_size": 1000}).json()["training_jobs"])
 
 
-def all_ended(platform: Platform | Composed, timeout: float = 240) -> list[dict[str, Any]]:
+def all_ended(platform: Reachable, timeout: float = 240) -> list[dict[str, Any]]:
     def check() -> list[dict[str, Any]]:
         try:
             found = jobs(platform)
@@ -61,7 +63,7 @@ def all_ended(platform: Platform | Composed, timeout: float = 240) -> list[dict[
     return list(found)
 
 
-def check_once_each(platform: Platform | Composed, ids: list[str]) -> None:
+def check_once_each(platform: Reachable, ids: list[str]) -> None:
     """One job an accepted request, one model version a job, usage for each, and no allocation that nobody holds."""
     found = all_ended(platform)
     assert Counter(j["id"] for j in found) == Counter(ids)
@@ -101,7 +103,7 @@ def _seconds(allocation: dict[str, Any]) -> float:
 class Flow:
     """Datasets and short jobs that one workspace sends, one after another in a thread, until all are accepted."""
 
-    def __init__(self, platform: Platform | Composed, items: int, *, epochs: int = 3, pause: float = 0.0) -> None:
+    def __init__(self, platform: Reachable, items: int, *, epochs: int = 3, pause: float = 0.0) -> None:
         self._platform, self._items, self._epochs, self._pause = platform, items, epochs, pause
         self.jobs: list[str] = []
         self.failures: list[str] = []
@@ -141,7 +143,7 @@ class Flow:
             self.failures.append(repr(error))
 
 
-def upload(platform: Platform | Composed, name: str) -> None:
+def upload(platform: Reachable, name: str) -> None:
     """Sends it until it is a version: the key makes it one."""
 
     def send() -> bool:
@@ -157,7 +159,7 @@ def upload(platform: Platform | Composed, name: str) -> None:
     assert eventually(send, timeout=150, interval=0.5), f"{name} was not accepted"
 
 
-def check_invoice(platform: Platform | Composed) -> None:
+def check_invoice(platform: Reachable) -> None:
     """What the workspace pays for training is what its allocations took, at the plan's price, to the cent."""
     with platform.http() as http:
         allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
@@ -170,3 +172,47 @@ def check_invoice(platform: Platform | Composed) -> None:
             sum(line["unit_price"]["micros"] * line["quantity"] for line in lines) / sum(line["quantity"] for line in lines) * seconds
         )
         assert abs(sum(line["amount"]["micros"] for line in lines) - expected) < 10_000, (invoice.text, seconds)
+
+
+@contextmanager
+def asking(platform: Reachable) -> Iterator[tuple[list[str], list[float]]]:
+    """A client that reads, writes and predicts all the time: what failed, and how long each request took."""
+    failed: list[str] = []
+    seconds: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with platform.http() as http:
+
+            def send(method: str, path: str, body: Any = None) -> dict[str, Any]:
+                began = time.monotonic()
+                try:
+                    answer = http.request(method, path, json=body)
+                    if answer.status_code < 400:
+                        return dict(answer.json() or {})
+                    failed.append(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+                except httpx.TransportError as error:
+                    failed.append(f"{method} {path}: {error!r}")
+                finally:
+                    seconds.append(time.monotonic() - began)
+                return {}
+
+            for number in itertools.count():
+                if ended.is_set():
+                    return
+                send("GET", "/v1/training-jobs")
+                key = send("POST", "/v1/api-keys", {"name": f"key-{number}", "role": "viewer"})
+                send("GET", "/v1/datasets")
+                send("POST", "/v1/endpoints/line/predict", {"instances": [{"x": 1.0}]})
+                send("GET", "/v1/listings")
+                if key:
+                    send("DELETE", f"/v1/api-keys/{key['api_key']['id']}")
+                send("GET", "/v1/compute/allocations")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield failed, seconds
+    finally:
+        ended.set()
+        thread.join(90)

@@ -9,9 +9,14 @@ mkdir -p "$RUN/loaded"
 for image; do
     id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || die "the Docker engine has no image $image"
     stamp=$RUN/loaded/$(tr '/:' '__' <<<"$image")
-    [ "$(cat "$stamp" 2>/dev/null)" != "$id" ] || continue
+    [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$id" ] || continue
     begin=$SECONDS
-    docker save "$image" | ctrk images import - >/dev/null || die "the import of $image failed"
-    echo "$id" >"$stamp"
+    if same=$(grep -hm1 "^$id " "$RUN"/loaded/*); then
+        # There already, by another name.
+        ctrk images tag --force "docker.io/${same#* }" "docker.io/$image" >/dev/null || die "the cluster does not take the tag $image"
+    else
+        docker save "$image" | ctrk images import - >/dev/null || die "the import of $image failed"
+    fi
+    echo "$id $image" >"$stamp"
     say "loaded $image in $((SECONDS - begin)) s"
 done

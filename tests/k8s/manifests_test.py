@@ -1,0 +1,137 @@
+"""Every manifest is one that the cluster takes, and no pod of the platform may more than it needs."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import SERVICES, kubectl, require_cluster
+from tests.composed import ROOT
+
+K8S = ROOT / "k8s"
+BASES = sorted(path.parent for path in (K8S / "base").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
+OVERLAYS = ("dev", "prod")
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a kustomization, as `kubectl apply -k` sends them."""
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    converted = kubectl("create", "--dry-run=client", "--validate=false", "--output", "json", "--filename", "-", text=done.stdout)
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(converted.rstrip()):
+        value, at = decoder.raw_decode(converted, at)
+        found.extend(value["items"] if value["kind"] == "List" else [value])
+        at += len(converted[at:]) - len(converted[at:].lstrip())
+    return found
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """For dry runs, which need one that is there."""
+    require_cluster()
+    name = "lepton-dry-run"
+    kubectl("create", "namespace", name, check=False)
+    yield name
+    kubectl("delete", "namespace", name)
+
+
+def accepted(folder: Path, namespace: str) -> list[str]:
+    text = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True, timeout=60).stdout
+    text = re.sub(r"^( *namespace:) lepton$", rf"\1 {namespace}", text, flags=re.MULTILINE)
+    # Another platform may have it.
+    text = text.replace("nodePort: 30080", "nodePort: 32760")
+    words = (
+        "apply",
+        "--server-side",
+        "--dry-run=server",
+        "--validate=strict",
+        "--namespace",
+        namespace,
+        "--output",
+        "name",
+        "--filename",
+        "-",
+    )
+    return kubectl(*words, text=text).split()
+
+
+@pytest.mark.parametrize("folder", BASES, ids=lambda path: path.name)
+def test_each_service_can_be_applied_alone(folder: Path, namespace: str) -> None:
+    assert accepted(folder, namespace)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_overlay_is_accepted(overlay: str, namespace: str) -> None:
+    names = accepted(K8S / "overlays" / overlay, namespace)
+    for service in SERVICES:
+        assert f"{'statefulset' if service == 'worker' else 'deployment'}.apps/{service}" in names
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_component_is_accepted(component: str, namespace: str, tmp_path: Path) -> None:
+    up = "../" * len(tmp_path.parts[1:])
+    place = ROOT.relative_to("/")
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [{up}{place}/k8s/base]\ncomponents: [{up}{place}/k8s/components/{component}]\n"
+    )
+    assert len(accepted(tmp_path, namespace)) >= 30
+
+
+def workloads(overlay: str, part: str) -> list[dict[str, Any]]:
+    require_cluster()
+    return [
+        each
+        for each in built(K8S / "overlays" / overlay)
+        if each["kind"] in ("Deployment", "StatefulSet") and each["metadata"]["labels"]["app.kubernetes.io/part-of"].startswith(part)
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_of_the_platform_are_confined_and_watched(overlay: str) -> None:
+    found = workloads(overlay, "lepton")
+    assert {each["metadata"]["name"] for each in found} >= set(SERVICES)
+    for each in found:
+        name, pod = each["metadata"]["name"], each["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert (context["allowPrivilegeEscalation"], context["capabilities"]) == (False, {"drop": ["ALL"]}), name
+            assert {"requests", "limits"} <= set(container["resources"]), name
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+            assert container["readinessProbe"], name
+            assert container["livenessProbe"], name
+            assert re.search(r":[^:]+$", container["image"]), name
+            assert not container["image"].endswith(":latest"), name
+
+
+def test_services_have_an_account_each_and_cannot_write_to_their_image() -> None:
+    for each in workloads("prod", "lepton"):
+        name, pod = each["metadata"]["name"], each["spec"]["template"]["spec"]
+        assert pod["serviceAccountName"] == ("data" if name == "data-worker" else name)
+        assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in pod["containers"])
+        assert all("startupProbe" in container for container in pod["containers"])
+        assert each["spec"].get("replicas", 1) == 2
+
+
+def test_no_secret_lies_in_a_manifest() -> None:
+    for overlay in OVERLAYS:
+        require_cluster()
+        assert not [each for each in built(K8S / "overlays" / overlay) if each["kind"] == "Secret"]
+    for path in K8S.rglob("*.yaml"):
+        assert not re.search(r"(PASSWORD|SECRET_KEY|PRIVATE_KEY|_KEY): *[A-Za-z0-9]", path.read_text()), path
+
+
+def test_selectors_say_nothing_that_changes_between_versions() -> None:
+    for overlay in OVERLAYS:
+        for each in workloads(overlay, "lepton"):
+            assert set(each["spec"]["selector"]["matchLabels"]) == {"app.kubernetes.io/name"}
