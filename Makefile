@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install env images-offline lock proto lint format test demo bench up pants docs-check clean
+.PHONY: help install env images-offline k8s-up k8s-down cluster-up cluster-down lock proto lint format test demo bench up pants docs-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,18 @@ env: ## Write .env with secrets of your own, for docker compose
 images-offline: env ## Build the images of the servers that compose.yaml names, where no image registry is within reach
 	@tools/images.sh
 	@tools/images.sh --env | tools/env.sh --set
+
+k8s-up: ## Apply everything to the Kubernetes cluster of the current context; says where it is, and the key
+	@tools/k8s.sh up
+
+k8s-down: ## Remove it from there, its data too
+	@tools/k8s.sh down
+
+cluster-up: env ## A Kubernetes of one node on this machine, with the images of this tree in it; needs root, Docker and Go
+	@tools/cluster/start.sh
+
+cluster-down: ## Stop it; what it holds stays until tools/cluster/down.sh --purge
+	@tools/cluster/down.sh
 
 lock: ## Make requirements/ from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@tools/lock.sh $(LOCK_ARGS)

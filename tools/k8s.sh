@@ -2,6 +2,7 @@
 # The platform on the Kubernetes cluster of the current context.
 #
 #   tools/k8s.sh up            applies k8s/overlays/dev, waits until all answers, and says where and with which key
+#   tools/k8s.sh backends      of the same the servers alone that the platform stands on, as before their contents are restored
 #   tools/k8s.sh secrets       writes to standard output the Secrets of a new platform, for `kubectl apply -f -`
 #   tools/k8s.sh manifests     writes what `up` applies, but for the Secrets
 #   tools/k8s.sh images        the images that they name
@@ -12,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 namespace=${LEPTON_NAMESPACE:-lepton}
+BACKENDS=app.kubernetes.io/part-of=lepton-backends
 SERVICES=(accounts data compute training deployment marketplace)
 
 say() { printf '%s\n' "$*" >&2; }
@@ -125,23 +127,39 @@ address() {
     echo "http://$host:$port"
 }
 
-up() {
-    local began=$SECONDS workload
+# apply [SELECTOR]: into the namespace, which is made where it is missing.
+apply() {
     kubectl version >/dev/null 2>&1 || die "no Kubernetes answers: kubectl config current-context says $(kubectl config current-context 2>&1)"
     kubectl get namespace "$namespace" >/dev/null 2>&1 || kubectl create namespace "$namespace" >/dev/null
     # Those that are there stay: the databases know their passwords.
     kube get secret lepton-platform >/dev/null 2>&1 || secrets | kube apply --server-side --filename - >/dev/null
-    manifests | kubectl apply --server-side --force-conflicts --field-manager lepton --filename - >/dev/null
-    for workload in $(kube get deployments,statefulsets --output name); do
+    manifests | kubectl apply --server-side --force-conflicts --field-manager lepton ${1:+--selector "$1"} --filename - >/dev/null
+}
+
+# wait_for [SELECTOR]: until what is applied runs as it should.
+wait_for() {
+    local workload
+    for workload in $(kube get deployments,statefulsets ${1:+--selector "$1"} --output name); do
         kube rollout status "$workload" --timeout "${LEPTON_WAIT:-300}s" >&2 || {
             kube get pods >&2
             kube get events --sort-by .lastTimestamp | tail -n 15 >&2
             die "$workload did not become ready"
         }
     done
+}
+
+up() {
+    local began=$SECONDS
+    apply
+    wait_for
     say "Ready after $((SECONDS - began)) s"
     printf 'export LEPTON_URL=%s LEPTON_API_KEY=%s\n' "$(address)" \
         "$(kube get secret lepton-accounts --output 'jsonpath={.data.LEPTON_ACCOUNTS_BOOTSTRAP_KEY}' | base64 -d)"
+}
+
+backends() {
+    apply "$BACKENDS"
+    wait_for "$BACKENDS"
 }
 
 # What a cluster that cannot pull has to be given.
@@ -151,6 +169,6 @@ down() { kubectl delete namespace "$namespace" --ignore-not-found; }
 
 need kubectl "https://kubernetes.io/docs/tasks/tools"
 case ${1:-} in
-    up | secrets | manifests | images | down) "$1" ;;
-    *) die "usage: tools/k8s.sh up|secrets|manifests|images|down" ;;
+    up | backends | secrets | manifests | images | down) "$1" ;;
+    *) die "usage: tools/k8s.sh up|backends|secrets|manifests|images|down" ;;
 esac

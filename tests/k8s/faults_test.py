@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.flow import Flow, asking
-from tests.cluster import SERVICES, Cluster, cluster, kubectl
+from tests.cluster import SERVICES, Cluster
 from tests.composed import ROOT
 from tests.platform import eventually
 
@@ -40,19 +40,22 @@ def test_a_pod_of_each_service_deleted_during_jobs_and_predictions(cluster_platf
         assert answer
 
 
-@pytest.fixture(scope="module")
-def pairs() -> Iterator[Cluster]:
-    """A platform with two of everything that is the platform's own, and a second version of its images in the cluster."""
-    with cluster() as platform:
-        for service in SERVICES:
-            image = f"lepton/{'data' if service == 'data-worker' else service}"
-            subprocess.run(["docker", "tag", f"{image}:dev", f"{image}:next"], check=True, timeout=60)
-            subprocess.run([ROOT / "tools" / "cluster" / "load.sh", f"{image}:next"], check=True, timeout=600)
-        for service in SERVICES:
-            platform.kubectl("scale", platform.workload(service), "--replicas", "2")
-        for service in SERVICES:
-            platform.rolled_out(service)
-        yield platform
+@pytest.fixture
+def pairs(cluster_platform: Cluster) -> Iterator[Cluster]:
+    """Two of everything that is the platform's own, and a second version of its images in the cluster."""
+    for image in sorted({f"lepton/{'data' if service == 'data-worker' else service}" for service in SERVICES}):
+        subprocess.run(["docker", "tag", f"{image}:dev", f"{image}:next"], check=True, timeout=60)
+        subprocess.run([ROOT / "tools" / "cluster" / "load.sh", f"{image}:next"], check=True, timeout=600)
+    _scale(cluster_platform, 2)
+    yield cluster_platform
+    _scale(cluster_platform, 1)
+
+
+def _scale(platform: Cluster, replicas: int) -> None:
+    for service in SERVICES:
+        platform.kubectl("scale", platform.workload(service), "--replicas", str(replicas))
+    for service in SERVICES:
+        platform.rolled_out(service)
 
 
 def images(platform: Cluster) -> set[str]:
@@ -77,15 +80,3 @@ def test_the_next_version_and_back_again_fail_no_request_and_lose_no_job(pairs: 
     assert len(seconds) > 50
     flow.check(timeout=60 + 20 * ITEMS)
     print(f"{len(seconds)} requests, none failed; slowest {max(seconds):.2f} s")
-
-
-def test_removed_it_leaves_nothing() -> None:
-    with cluster() as platform:
-        claims = platform.get("persistentvolumeclaims")
-        assert len(claims) == 3
-        volumes = {claim["spec"]["volumeName"] for claim in claims}
-        platform.down()
-        assert not kubectl("get", "namespace", platform.namespace, "--ignore-not-found")
-        assert eventually(lambda: not volumes & set(kubectl("get", "persistentvolumes", "--output", "name").split()), timeout=60)
-        for kind in ("clusterroles", "clusterrolebindings", "customresourcedefinitions", "validatingwebhookconfigurations"):
-            assert "lepton" not in kubectl("get", kind, "--output", "name")

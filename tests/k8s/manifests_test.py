@@ -23,7 +23,7 @@ def built(folder: Path) -> list[dict[str, Any]]:
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     converted = kubectl("create", "--dry-run=client", "--validate=false", "--output", "json", "--filename", "-", text=done.stdout)
-    decoder, found, at = json.JSONDecoder(), [], 0
+    decoder, found, at = json.JSONDecoder(), list[dict[str, Any]](), 0
     while at < len(converted.rstrip()):
         value, at = decoder.raw_decode(converted, at)
         found.extend(value["items"] if value["kind"] == "List" else [value])
