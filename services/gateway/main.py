@@ -33,8 +33,8 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.transcode import operations_of
 from services.gateway.uploads import UploadTokens
 
-# For one part to end what it has in hand.
-PART_SECONDS = 10.0
+# For what has been asked to be answered: a prediction may wait for a replica.
+GRACE_SECONDS, SLACK_SECONDS = 15, 5.0
 
 
 class Gateway:
@@ -83,8 +83,9 @@ class Gateway:
             draining=draining,
             closing=closing,
             drain_seconds=settings.drain_seconds,
+            grace_seconds=GRACE_SECONDS,
         )
-        self._parts = Lifecycle([peers, predictions, self._server], grace_seconds=settings.drain_seconds + PART_SECONDS)
+        self._parts = Lifecycle([peers, predictions, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS)
 
     @property
     def address(self) -> str:

@@ -190,9 +190,9 @@ def asking(platform: Reachable) -> Iterator[tuple[list[str], list[float]]]:
                     answer = http.request(method, path, json=body)
                     if answer.status_code < 400:
                         return dict(answer.json() or {})
-                    failed.append(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+                    failed.append(f"{method} {path} after {time.monotonic() - began:.2f} s: {answer.status_code} {answer.text[:400]}")
                 except httpx.TransportError as error:
-                    failed.append(f"{method} {path}: {error!r}")
+                    failed.append(f"{method} {path} after {time.monotonic() - began:.2f} s: {error!r}")
                 finally:
                     seconds.append(time.monotonic() - began)
                 return {}
