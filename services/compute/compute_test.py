@@ -143,6 +143,35 @@ async def test_only_the_operator_cordons(compute: Client) -> None:
     assert "cordoned" in waiting.reason
 
 
+async def test_what_its_cluster_cordons_keeps_its_work_gets_nothing_new_and_is_opened_there(compute: Client) -> None:
+    async def register(state: int) -> int:
+        node = node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30, state=state)
+        return (await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node))).state
+
+    held = await compute.CreateAllocation(ask("job-1"))
+    assert await register(node_pb2.NODE_STATE_CORDONED) == node_pb2.NODE_STATE_CORDONED
+    waiting = await compute.CreateAllocation(ask("job-2"))
+    assert "cordoned" in waiting.reason
+    renewed = await compute.RenewAllocation(compute_service_pb2.RenewAllocationRequest(id=held.id))
+    assert renewed.state == allocation_pb2.ALLOCATION_STATE_GRANTED
+    opening = compute_service_pb2.UpdateNodeRequest(name="n1", state=node_pb2.NODE_STATE_READY)
+    with acting_for("acme", role=ROLE_OPERATOR), pytest.raises(AppError, match="opened there"):
+        await compute.UpdateNode(opening)
+    assert await register(node_pb2.NODE_STATE_UNSPECIFIED) == node_pb2.NODE_STATE_READY
+    with acting_for("acme"):
+        granted = await compute.GetAllocation(compute_service_pb2.GetAllocationRequest(id=waiting.id))
+    assert granted.state == allocation_pb2.ALLOCATION_STATE_GRANTED
+
+
+async def test_a_cluster_that_opens_a_node_does_not_undo_what_the_operator_said(compute: Client) -> None:
+    with acting_for("acme", role=ROLE_OPERATOR):
+        await compute.UpdateNode(compute_service_pb2.UpdateNodeRequest(name="n1", state=node_pb2.NODE_STATE_CORDONED))
+    for state in (node_pb2.NODE_STATE_CORDONED, node_pb2.NODE_STATE_UNSPECIFIED):
+        node = node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30, state=state)
+        answer = await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node))
+        assert answer.state == node_pb2.NODE_STATE_CORDONED
+
+
 async def test_pages(compute: Client) -> None:
     ids = [(await compute.CreateAllocation(ask(f"job-{n}"))).id for n in range(5)]
     seen, token = [], ""

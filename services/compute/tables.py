@@ -28,13 +28,15 @@ class Node(Table, table=True):
     cpu_model: str
     devices: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
     cordoned: bool = False
+    # Its agent says that it takes nothing new, as a cluster does of a machine; `cordoned` is the operator's own word.
+    closed: bool = False
     lost: bool = False
     heartbeat_time: float
 
     @property
     def open(self) -> bool:
         """Whether it takes new allocations."""
-        return not self.cordoned and not self.lost
+        return not self.cordoned and not self.closed and not self.lost
 
     def room(self) -> Room:
         """All that it has."""

@@ -66,7 +66,7 @@ def node(row: tables.Node, free: Room, holders: dict[tuple[str, int], str]) -> n
 def _node_state(row: tables.Node) -> node_pb2.NodeState:
     if row.lost:
         return node_pb2.NODE_STATE_LOST
-    return node_pb2.NODE_STATE_CORDONED if row.cordoned else node_pb2.NODE_STATE_READY
+    return node_pb2.NODE_STATE_READY if row.open else node_pb2.NODE_STATE_CORDONED
 
 
 def granted(row: tables.Allocation) -> Event:

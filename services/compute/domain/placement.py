@@ -54,8 +54,11 @@ class Room:
         return ""
 
     def without(self, need: Need, devices: Collection[int]) -> "Room":
-        """What is left once `need` holds these device indexes."""
-        left = {kind: tuple(i for i in has if kind != need.accelerator or i not in devices) for kind, has in self.devices.items()}
+        """What is left once `need` holds these device indexes. One that the node no longer reports takes another's place."""
+        left = dict(self.devices)
+        if has := left.get(need.accelerator):
+            kept = [i for i in has if i not in devices]
+            left[need.accelerator] = tuple(kept[: max(0, len(has) - len(devices))])
         return replace(
             self,
             cpu_millis=self.cpu_millis - (0 if need.is_share else need.cpu_millis),
