@@ -158,4 +158,6 @@ def _words(error: Exception) -> str:
     """Why the cluster cannot be read; never what a request carried."""
     if isinstance(error, ApiError):
         return f"{error.status.code}: {error.status.message}"[:300]
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"{error.response.status_code}, and not in the words of Kubernetes"
     return f"{type(error).__name__}: {error}"[:300]
