@@ -51,10 +51,9 @@ class ClusterAgent:
         self._nodes: Sequence[Node] = ()
         self._read_time = clock()
         self._away = self._withdrawn = False
-        third = settings.node_lease_seconds / 3
-        # Two loops: a cluster that answers slowly does not keep its machines from being registered in time.
-        self._reader = Loop("cluster-reader", self.read, interval=third)
-        self._speaker = Loop("cluster-speaker", self.register, interval=third)
+        # Two loops: a cluster that answers slowly does not keep its machines from being registered in time. Each look wakes the second.
+        self._reader = Loop("cluster-reader", self.read, interval=settings.node_lease_seconds / 3)
+        self._speaker = Loop("cluster-speaker", self.register, interval=settings.node_lease_seconds / 2)
 
     async def start(self) -> None:
         """Raises ValueError where no cluster is configured; one that is away is looked for again and again."""
