@@ -34,8 +34,8 @@ class ClusterApi:
         self._answers: dict[str, bytes] = {}
         self._hanging = asyncio.Event()
 
-    def kubeconfig(self, folder: Path) -> str:
-        """A file that names it, and the token."""
+    def kubeconfig(self, folder: Path, user: Body | None = None) -> str:
+        """A file that names it, and who asks: by default the token."""
         path = folder / "kubeconfig"
         path.write_text(
             json.dumps(
@@ -43,7 +43,7 @@ class ClusterApi:
                     "current-context": "c",
                     "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
                     "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-                    "users": [{"name": "u", "user": {"token": TOKEN}}],
+                    "users": [{"name": "u", "user": user or {"token": TOKEN}}],
                 }
             )
         )

@@ -25,7 +25,8 @@ log = structlog.get_logger()
 KEPT_SECONDS = 60.0
 REQUEST_SECONDS = 10.0
 READ_SECONDS = 30.0
-PAGE = 500
+# An object may have 1.5 MB: so many are held at a time.
+PAGE = 200
 # What Kubernetes itself is made for.
 MAX_MACHINES, MAX_PODS = 5_000, 150_000
 # Registrations under way at a time: each is a write.
@@ -159,4 +160,7 @@ def _words(error: Exception) -> str:
         return f"{error.status.code}: {error.status.message}"[:300]
     if isinstance(error, httpx2.HTTPStatusError):
         return f"{error.response.status_code}, and not in the words of Kubernetes"
+    if isinstance(error, ConfigError):
+        # After the colon comes what a program said that was asked for credentials.
+        return str(error).partition(":")[0][:300]
     return f"{type(error).__name__}: {error}"[:300]

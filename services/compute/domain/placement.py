@@ -144,6 +144,8 @@ def why_it_waits(need: Need, free: Sequence[Room], total: Sequence[Room]) -> str
     if not total:
         return f"waits for {need}: no node has registered yet"
     able = {room.node for room in total if not room.lacks(need)}
+    if not able:
+        return f"waits for {need}: no node has so much any more"
     rooms = [room for room in free if room.node in able]
     if not any(room.open for room in rooms):
         return f"waits for {need}: every node that has it is cordoned or lost"

@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import structlog
+from pydantic import SecretStr
 
 from lepton.common.v1.resource_pb2 import Resources
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from libs.errors import Transient
-from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
+from libs.rpc import Client, IdentitySettings, Server, Signer, Verifier, acting_for, generate_key
 from libs.testing import FakeClock, migrated_database
+from services.compute.agent import NodeAgent
 from services.compute.cluster import KEPT_SECONDS, MAX_MACHINES, ClusterAgent
 from services.compute.handlers import Scheduler
+from services.compute.main import build_agent
 from services.compute.servicer import ComputeServicer
 from services.compute.settings import Settings
 from tests.cluster_api import TOKEN, ClusterApi, a_node, a_pod, cluster_api
@@ -70,8 +73,8 @@ async def test_every_page_counts_and_nothing_is_asked_that_does_not(tmp_path: Pa
     assert len(desk.nodes) == 600
     assert (desk.nodes["n7"].cpu_millis, desk.nodes["n7"].memory_bytes) == (16_000 - 11_000, 64 * 2**30 - 1100 * 2**20)
     assert (desk.nodes["n8"].cpu_millis, desk.nodes["n8"].state) == (16_000, READY)
-    assert [path.partition("?")[0] for path in api.asked] == ["/api/v1/nodes"] * 2 + ["/api/v1/pods"] * 3
-    assert all("limit=500" in path for path in api.asked)
+    assert [path.partition("?")[0] for path in api.asked] == ["/api/v1/nodes"] * 3 + ["/api/v1/pods"] * 6
+    assert all("limit=200" in path for path in api.asked)
 
 
 async def test_a_cluster_that_is_away_is_told_once_and_its_nodes_stay_for_a_minute(tmp_path: Path) -> None:
@@ -182,6 +185,22 @@ async def test_a_configuration_that_does_not_hold_is_refused_without_what_is_in_
         assert TOKEN not in f"{refused.value!r}{refused.value.__cause__}"
     with pytest.raises(ValueError, match="missing"):
         await ClusterAgent(Desk(), Settings(cluster=True, kubeconfig=str(tmp_path / "missing"))).start()
+
+
+async def test_what_a_program_says_that_is_asked_for_credentials_is_not_told(tmp_path: Path) -> None:
+    async with cluster_api([a_node("n1")]) as api:
+        asks = {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "sh", "args": ["-c", f"echo {TOKEN} >&2; exit 3"]}
+        agent = ClusterAgent(Desk(), Settings(cluster=True, kubeconfig=api.kubeconfig(tmp_path, {"exec": asks})))
+        with structlog.testing.capture_logs() as logs:
+            await agent.read()
+        await agent.stop()
+    assert logs[0]["reason"] == "Exec sh returned 3"
+
+
+def test_the_setting_chooses_who_speaks() -> None:
+    identity = IdentitySettings(private_key=SecretStr(PRIVATE))
+    assert isinstance(build_agent(Settings(identity=identity)), NodeAgent)
+    assert isinstance(build_agent(Settings(identity=identity, cluster=True)), ClusterAgent)
 
 
 @asynccontextmanager
