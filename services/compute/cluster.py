@@ -13,7 +13,6 @@ from lightkube import AsyncClient, KubeConfig, operators
 from lightkube.core.exceptions import ApiError, ConfigError
 
 from lepton.compute.v1.compute_service_pb2 import RegisterNodeRequest
-from lepton.compute.v1.node_pb2 import Node
 from libs.lifecycle import Loop
 from libs.rpc import Client
 from services.compute.inventory import FINISHED, Machine, Pod, Taken, offered
@@ -49,7 +48,7 @@ class ClusterAgent:
     def __init__(self, compute: Client, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._compute, self._settings, self._clock = compute, settings, clock
         self._client: AsyncClient | None = None
-        self._nodes: Sequence[Node] = ()
+        self._nodes: Sequence[RegisterNodeRequest] = ()
         self._read_time = clock()
         self._away = self._withdrawn = False
         # Two loops: a cluster that answers slowly does not keep its machines from being registered in time. Each look wakes the second.
@@ -103,9 +102,9 @@ class ClusterAgent:
             return
         places = asyncio.Semaphore(ABREAST)
 
-        async def register(node: Node) -> None:
+        async def register(request: RegisterNodeRequest) -> None:
             async with places:
-                await self._compute.RegisterNode(RegisterNodeRequest(node=node))
+                await self._compute.RegisterNode(request)
 
         async with asyncio.timeout(self._settings.node_lease_seconds):
             answers = await asyncio.gather(*map(register, self._nodes), return_exceptions=True)
@@ -114,7 +113,7 @@ class ClusterAgent:
             if isinstance(answer, BaseException):
                 raise answer
 
-    async def _machines(self) -> list[Node]:
+    async def _machines(self) -> list[RegisterNodeRequest]:
         if self._client is None:
             self._client = await asyncio.to_thread(_open, self._settings.kubeconfig)
         client = self._client

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from lepton.common.v1.options_pb2 import ROLE_EDITOR, ROLE_OPERATOR
-from lepton.common.v1.resource_pb2 import Resources
+from lepton.common.v1.resource_pb2 import ACCELERATOR_GPU, Resources
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from lepton.compute.v1.events_pb2 import AllocationEnded
@@ -161,6 +161,26 @@ async def test_what_its_cluster_cordons_keeps_its_work_gets_nothing_new_and_is_o
     with acting_for("acme"):
         granted = await compute.GetAllocation(compute_service_pb2.GetAllocationRequest(id=waiting.id))
     assert granted.state == allocation_pb2.ALLOCATION_STATE_GRANTED
+
+
+async def test_what_others_hold_just_now_is_waited_for_and_what_is_nowhere_is_refused(compute: Client) -> None:
+    async def register(cores: int) -> None:
+        node = node_pb2.Node(name="n1", cpu_millis=1000 * cores, memory_bytes=8 * 2**30)
+        devices = [node_pb2.Device(index=0, accelerator=ACCELERATOR_GPU)]
+        whole = node_pb2.Node(name="n1", cpu_millis=4000, memory_bytes=16 * 2**30, devices=devices)
+        await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node, whole=whole))
+
+    await register(1)
+    waiting = await compute.CreateAllocation(ask("job-1", cores=4))
+    assert (waiting.state, waiting.reason) == (
+        allocation_pb2.ALLOCATION_STATE_QUEUED,
+        "waits for 4 cores: no node has so much now",
+    )
+    gpu = Resources(accelerator=ACCELERATOR_GPU, count=1)
+    request = compute_service_pb2.CreateAllocationRequest(workspace="acme", holder="job-2", resources=gpu)
+    assert (await compute.CreateAllocation(request)).state == allocation_pb2.ALLOCATION_STATE_QUEUED
+    with pytest.raises(AppError, match="no node can hold 5 cores"):
+        await compute.CreateAllocation(ask("job-3", cores=5))
 
 
 async def test_a_cluster_that_opens_a_node_does_not_undo_what_the_operator_said(compute: Client) -> None:

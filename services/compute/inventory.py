@@ -12,6 +12,7 @@ from lightkube.resources import core_v1
 
 from lepton.common.v1.resource_pb2 import Accelerator
 from lepton.compute.v1 import node_pb2
+from lepton.compute.v1.compute_service_pb2 import RegisterNodeRequest
 from services.compute.domain.demand import MOST, demand, thousandths
 
 # Pods of runs and replicas bear this label: compute counts them itself, by their allocations.
@@ -151,7 +152,7 @@ def asked(pod: Pod) -> dict[str, int]:
     )
 
 
-def offered(machine: Machine, taken: Taken, *, pool_label: str, tolerated: Collection[str]) -> node_pb2.Node | None:
+def offered(machine: Machine, taken: Taken, *, pool_label: str, tolerated: Collection[str]) -> RegisterNodeRequest | None:
     """The machine as a node of the platform; None where it is none: not ready, not Linux, or kept for others and free of our work.
 
     Cordoned, or ill as Kubernetes finds it, it keeps what it has and takes nothing new; and so while our work runs on what is now
@@ -163,15 +164,18 @@ def offered(machine: Machine, taken: Taken, *, pool_label: str, tolerated: Colle
     if not _is_ready(machine) or system.operatingSystem not in ("", "linux") or (kept_for_others and not taken.ours):
         return None
     labels = machine.metadata.labels or {}
-    free = {name: max(0, has - taken.amounts.get(name, 0)) for name, has in _amounts(machine.status.allocatable).items()}
+    has = _amounts(machine.status.allocatable)
+    node = _holding({name: max(0, amount - taken.amounts.get(name, 0)) for name, amount in has.items()}, labels)
+    node.name, node.pool, node.cpu_model = machine.metadata.name, labels.get(pool_label) or "default", system.architecture
+    node.state = node_pb2.NODE_STATE_CORDONED if machine.spec.unschedulable or barring else node_pb2.NODE_STATE_READY
+    return RegisterNodeRequest(node=node, whole=_holding(has, labels) if taken.amounts else None)
+
+
+def _holding(amounts: Mapping[str, int], labels: Mapping[str, str]) -> node_pb2.Node:
     return node_pb2.Node(
-        name=machine.metadata.name,
-        pool=labels.get(pool_label) or "default",
-        state=node_pb2.NODE_STATE_CORDONED if machine.spec.unschedulable or barring else node_pb2.NODE_STATE_READY,
-        cpu_millis=min(MAX_CPU_MILLIS, free.get(CPU, 0)),
-        memory_bytes=free.get(MEMORY, 0) // 1000,
-        cpu_model=system.architecture,
-        devices=_devices(free, labels),
+        cpu_millis=min(MAX_CPU_MILLIS, amounts.get(CPU, 0)),
+        memory_bytes=amounts.get(MEMORY, 0) // 1000,
+        devices=_devices(amounts, labels),
     )
 
 

@@ -50,7 +50,8 @@ def offer(machine: Machine, *pods: Pod, tolerated: tuple[str, ...] = ("nvidia.co
     taken = Taken()
     for one in pods:
         taken.take(one)
-    return offered(machine, taken, pool_label="lepton.dev/pool", tolerated=tolerated)
+    request = offered(machine, taken, pool_label="lepton.dev/pool", tolerated=tolerated)
+    return None if request is None else request.node
 
 
 def test_what_others_ask_for_is_not_offered_and_what_the_platform_runs_is() -> None:
@@ -84,6 +85,17 @@ def test_devices_have_their_kinds_models_and_memory() -> None:
         (2, gpu, "amd.com/gpu", 0),
         *[(index, tpu, "tpu-v5-lite-podslice", 0) for index in range(4)],
     ]
+
+
+def test_what_it_would_have_without_others_is_told_where_there_are_others() -> None:
+    taken = Taken()
+    one = machine({"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "3"})
+    request = offered(one, taken, pool_label="", tolerated=())
+    assert request is not None and not request.HasField("whole")
+    taken.take(pod({"cpu": "1", "nvidia.com/gpu": "3"}))
+    request = offered(one, taken, pool_label="", tolerated=())
+    assert request is not None and not request.node.devices
+    assert (request.whole.cpu_millis, request.whole.memory_bytes, len(request.whole.devices)) == (8000, 64 * GIB, 3)
 
 
 def test_a_label_that_is_no_number_is_no_memory() -> None:

@@ -145,7 +145,7 @@ def why_it_waits(need: Need, free: Sequence[Room], total: Sequence[Room]) -> str
         return f"waits for {need}: no node has registered yet"
     able = {room.node for room in total if not room.lacks(need)}
     if not able:
-        return f"waits for {need}: no node has so much any more"
+        return f"waits for {need}: no node has so much now"
     rooms = [room for room in free if room.node in able]
     if not any(room.open for room in rooms):
         return f"waits for {need}: every node that has it is cordoned or lost"

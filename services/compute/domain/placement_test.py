@@ -107,7 +107,7 @@ def test_who_waits_is_told_why() -> None:
     _, reasons = place([waiting("x", need(1))], [room("n", open=False)], [room("n")], now=0, patience=60)
     assert "cordoned or lost" in reasons["x"]
     _, reasons = place([waiting("x", need(8))], [room("n")], [room("n")], now=0, patience=60)
-    assert reasons["x"] == "waits for 8 cores: no node has so much any more"
+    assert reasons["x"] == "waits for 8 cores: no node has so much now"
 
 
 def test_what_can_never_be_is_said_at_once() -> None:

@@ -1,4 +1,4 @@
-"""A node's agent may say that it takes nothing new, beside the operator: a cluster cordons its machines itself."""
+"""A cluster cordons its machines itself, and lends them to others too: its agent says both, beside what the operator says."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,4 +8,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    op.add_column("nodes", sa.Column("whole", sa.JSON, nullable=False, server_default="{}"))
     op.add_column("nodes", sa.Column("closed", sa.Boolean, nullable=False, server_default=sa.false()))
