@@ -113,7 +113,7 @@ def cordoned(node: str) -> Iterator[None]:
 
 async def test_what_pods_of_others_ask_for_is_not_offered_and_the_platform_s_own_is(look: Callable[[], Any], namespace: str) -> None:
     name = schedulable()
-    for _ in range(10):
+    for _ in range(30):
         before = (await look())[name]
         with a_pod(namespace, name, "run"):
             own = (await look())[name]
