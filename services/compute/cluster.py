@@ -69,8 +69,7 @@ class ClusterAgent:
 
     async def stop(self) -> None:
         try:
-            await self._reader.stop()
-            await self._speaker.stop()
+            await asyncio.gather(self._reader.stop(), self._speaker.stop())
         finally:
             await self._close()
 

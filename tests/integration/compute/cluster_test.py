@@ -132,6 +132,20 @@ async def test_a_cluster_that_hangs_does_not_keep_known_nodes_from_being_registe
         api.release()
 
 
+async def test_a_stop_that_is_not_waited_for_leaves_nothing_running(tmp_path: Path) -> None:
+    desk = Desk()
+    async with cluster_api([a_node("n1")]) as api:
+        agent = agent_of(api, desk, tmp_path, lease=0.3)
+        await agent.start()
+        api.hangs = True
+        await asyncio.wait_for(api.hung.wait(), 20)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.stop(), 0.2)
+        await asyncio.sleep(0)
+        assert not {task.get_name() for task in asyncio.all_tasks()} & {"cluster-reader", "cluster-speaker"}
+        api.release()
+
+
 async def test_a_start_without_its_cluster_waits_for_it(tmp_path: Path) -> None:
     desk = Desk()
     async with cluster_api([a_node("n1")]) as api:
