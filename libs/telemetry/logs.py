@@ -24,7 +24,7 @@ from libs.telemetry.tracing import current_trace_id
 
 # Libraries that tell every step they take.
 QUIET = (
-    *("aiokafka", "aiosqlite", "alembic", "amqp", "asyncio", "celery", "grpc", "httpcore", "httpx", "kombu"),
+    *("aiokafka", "aiosqlite", "alembic", "amqp", "asyncio", "celery", "grpc", "httpcore", "httpcore2", "httpx", "httpx2", "kombu"),
     *("opentelemetry", "requests", "sqlalchemy", "urllib3", "uvicorn"),
 )
 # What carries lines to the collector: sent there too, each of its lines would make the next one.

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from lepton.common.v1.options_pb2 import ROLE_EDITOR, ROLE_OPERATOR
-from lepton.common.v1.resource_pb2 import Resources
+from lepton.common.v1.resource_pb2 import ACCELERATOR_GPU, Resources
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from lepton.compute.v1.events_pb2 import AllocationEnded
@@ -141,6 +141,55 @@ async def test_only_the_operator_cordons(compute: Client) -> None:
         assert (await compute.UpdateNode(request)).state == node_pb2.NODE_STATE_CORDONED
     waiting = await compute.CreateAllocation(ask("job-1"))
     assert "cordoned" in waiting.reason
+
+
+async def test_what_its_cluster_cordons_keeps_its_work_gets_nothing_new_and_is_opened_there(compute: Client) -> None:
+    async def register(state: int) -> int:
+        node = node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30, state=state)
+        return (await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node))).state
+
+    held = await compute.CreateAllocation(ask("job-1"))
+    assert await register(node_pb2.NODE_STATE_CORDONED) == node_pb2.NODE_STATE_CORDONED
+    waiting = await compute.CreateAllocation(ask("job-2"))
+    assert "cordoned" in waiting.reason
+    renewed = await compute.RenewAllocation(compute_service_pb2.RenewAllocationRequest(id=held.id))
+    assert renewed.state == allocation_pb2.ALLOCATION_STATE_GRANTED
+    opening = compute_service_pb2.UpdateNodeRequest(name="n1", state=node_pb2.NODE_STATE_READY)
+    with acting_for("acme", role=ROLE_OPERATOR), pytest.raises(AppError, match="opened there"):
+        await compute.UpdateNode(opening)
+    assert await register(node_pb2.NODE_STATE_UNSPECIFIED) == node_pb2.NODE_STATE_READY
+    with acting_for("acme"):
+        granted = await compute.GetAllocation(compute_service_pb2.GetAllocationRequest(id=waiting.id))
+    assert granted.state == allocation_pb2.ALLOCATION_STATE_GRANTED
+
+
+async def test_what_others_hold_just_now_is_waited_for_and_what_is_nowhere_is_refused(compute: Client) -> None:
+    async def register(cores: int) -> None:
+        node = node_pb2.Node(name="n1", cpu_millis=1000 * cores, memory_bytes=8 * 2**30)
+        devices = [node_pb2.Device(index=0, accelerator=ACCELERATOR_GPU)]
+        whole = node_pb2.Node(name="n1", cpu_millis=4000, memory_bytes=16 * 2**30, devices=devices)
+        await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node, whole=whole))
+
+    await register(1)
+    waiting = await compute.CreateAllocation(ask("job-1", cores=4))
+    assert (waiting.state, waiting.reason) == (
+        allocation_pb2.ALLOCATION_STATE_QUEUED,
+        "waits for 4 cores: no node has so much now",
+    )
+    gpu = Resources(accelerator=ACCELERATOR_GPU, count=1)
+    request = compute_service_pb2.CreateAllocationRequest(workspace="acme", holder="job-2", resources=gpu)
+    assert (await compute.CreateAllocation(request)).state == allocation_pb2.ALLOCATION_STATE_QUEUED
+    with pytest.raises(AppError, match="no node can hold 5 cores"):
+        await compute.CreateAllocation(ask("job-3", cores=5))
+
+
+async def test_a_cluster_that_opens_a_node_does_not_undo_what_the_operator_said(compute: Client) -> None:
+    with acting_for("acme", role=ROLE_OPERATOR):
+        await compute.UpdateNode(compute_service_pb2.UpdateNodeRequest(name="n1", state=node_pb2.NODE_STATE_CORDONED))
+    for state in (node_pb2.NODE_STATE_CORDONED, node_pb2.NODE_STATE_UNSPECIFIED):
+        node = node_pb2.Node(name="n1", cpu_millis=2000, memory_bytes=8 * 2**30, state=state)
+        answer = await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node))
+        assert answer.state == node_pb2.NODE_STATE_CORDONED
 
 
 async def test_pages(compute: Client) -> None:

@@ -37,4 +37,4 @@ def room_gauges(database: Database, clock: Callable[[], float] = time.time) -> S
 
 
 def _state(node: Node) -> str:
-    return "lost" if node.lost else "cordoned" if node.cordoned else "ready"
+    return "lost" if node.lost else "ready" if node.open else "cordoned"

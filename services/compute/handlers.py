@@ -89,7 +89,7 @@ class Scheduler:
             state=QUEUED,
             create_time=self.clock(),
         )
-        if never := why_never(allocation.need, [n.room() for n in await repository.nodes(unit.session)]):
+        if never := why_never(allocation.need, [n.whole_room() for n in await repository.nodes(unit.session)]):
             raise Invalid.of([Violation("resources", never)], code="invalid_spec")
         await unit.insert(allocation)
         await self.schedule(unit)
@@ -110,20 +110,24 @@ class Scheduler:
             await self.schedule(unit)
         return allocation
 
-    async def register_node(self, unit: Unit, *, found: node_pb2.Node) -> Node:
+    async def register_node(self, unit: Unit, *, found: node_pb2.Node, whole: node_pb2.Node | None = None) -> Node:
         node = await repository.node(unit.session, found.name)
-        back = node is None or node.lost
+        back, opens = node is None or node.lost, node is None or not node.open
         if node is None:
-            node = Node(name=found.name, pool="", cpu_millis=0, memory_bytes=0, cpu_model="", devices=[], heartbeat_time=0)
+            node = Node(name=found.name, pool="", cpu_millis=0, memory_bytes=0, cpu_model="", devices=[], whole={}, heartbeat_time=0)
             unit.session.add(node)
         node.pool, node.cpu_millis, node.memory_bytes = found.pool or "default", found.cpu_millis, found.memory_bytes
         node.cpu_model, node.lost, node.heartbeat_time = found.cpu_model, False, self.clock()
+        node.whole = wire.whole(whole) if whole else {}
+        node.closed = found.state == node_pb2.NODE_STATE_CORDONED
         node.devices = [
             {"index": d.index, "accelerator": wire.ACCELERATOR_NAMES[d.accelerator], "model": d.model, "memory_bytes": d.memory_bytes}
             for d in found.devices
         ]
         if back:
             await unit.emit(wire.registered(node))
+        if opens and node.open:
+            await unit.session.flush()
             await self.schedule(unit)
         return node
 
@@ -131,6 +135,8 @@ class Scheduler:
         node = await get_node(unit, name)
         if state not in (node_pb2.NODE_STATE_READY, node_pb2.NODE_STATE_CORDONED):
             raise Invalid.of([Violation("state", "must be ready or cordoned", ("ready", "cordoned"))])
+        if state == node_pb2.NODE_STATE_READY and node.closed and not node.cordoned:
+            raise Conflict(f"node {name} is cordoned in its cluster: it is opened there")
         node.cordoned = state == node_pb2.NODE_STATE_CORDONED
         await unit.session.flush()
         await self.schedule(unit)

@@ -3,7 +3,7 @@
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from libs.db import Database
 from libs.events import EventLog
-from libs.lifecycle import Lifecycle, Loop
+from libs.lifecycle import Component, Lifecycle, Loop
 from libs.service import Kit, run
 from services.compute import repository
 from services.compute.agent import NodeAgent
@@ -32,10 +32,16 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     )
 
 
-def build_agent(settings: Settings) -> NodeAgent:
-    """What runs on every node beside its workers."""
+def build_agent(settings: Settings) -> Component:
+    """What runs on every node beside its workers, or once for all machines of a cluster."""
     kit = Kit("node", "services.compute", settings)
-    return NodeAgent(kit.client(ComputeServiceStub, "compute"), settings)
+    client = kit.client(ComputeServiceStub, "compute")
+    if settings.cluster:
+        # Where it is needed only: its package takes 21 MB.
+        from services.compute.cluster import ClusterAgent
+
+        return ClusterAgent(client, settings)
+    return NodeAgent(client, settings)
 
 
 async def _something_is_due(database: Database, scheduler: Scheduler, node_lease_seconds: float) -> bool:

@@ -81,7 +81,7 @@ class ComputeServicer(Edge, ComputeServiceServicer):
 
     async def RegisterNode(self, request: compute_service_pb2.RegisterNodeRequest, context: Any) -> node_pb2.Node:
         async with self.unit(request) as unit:
-            row = await self._scheduler.register_node(unit, found=request.node)
+            row = await self._scheduler.register_node(unit, found=request.node, whole=request.whole if request.HasField("whole") else None)
             return await unit.reply(wire.node(row, row.room(), {}))
 
     def _nodes(self, rows: Sequence[Node], live: Sequence[Allocation]) -> list[node_pb2.Node]:

@@ -15,3 +15,11 @@ class Settings(ServiceSettings):
     # Name and pool under which this machine offers itself; an empty name is the host's. Only the agent reads them.
     node_name: str = ""
     node_pool: str = "default"
+    # The agent speaks for the machines of a Kubernetes cluster in place of its own. It knows the cluster by this kubeconfig file; without
+    # one, by the service account of the pod that it runs in.
+    cluster: bool = False
+    kubeconfig: str = ""
+    # A machine's pool is the value of this label, else "default".
+    pool_label: str = "lepton.dev/pool"
+    # Keys of taints that runs and replicas tolerate. A machine with another NoSchedule or NoExecute taint gets nothing new.
+    tolerated_taints: tuple[str, ...] = ("nvidia.com/gpu", "google.com/tpu")

@@ -27,20 +27,31 @@ class Node(Table, table=True):
     memory_bytes: int = Field(sa_type=BigInteger)
     cpu_model: str
     devices: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    # What it would have if nobody but the platform used it: {"cpu_millis", "memory_bytes", "devices": number by accelerator}; else empty.
+    whole: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     cordoned: bool = False
+    # Its agent says that it takes nothing new, as a cluster does of a machine; `cordoned` is the operator's own word.
+    closed: bool = False
     lost: bool = False
     heartbeat_time: float
 
     @property
     def open(self) -> bool:
         """Whether it takes new allocations."""
-        return not self.cordoned and not self.lost
+        return not self.cordoned and not self.closed and not self.lost
 
     def room(self) -> Room:
         """All that it has."""
         kinds = sorted({d["accelerator"] for d in self.devices})
         devices = {kind: tuple(d["index"] for d in self.devices if d["accelerator"] == kind) for kind in kinds}
         return Room(self.name, self.cpu_millis, self.cpu_millis, self.memory_bytes, devices, self.open)
+
+    def whole_room(self) -> Room:
+        """All that it would have if others gave back what they hold there."""
+        if not self.whole:
+            return self.room()
+        cpu_millis, devices = self.whole["cpu_millis"], {kind: tuple(range(count)) for kind, count in self.whole["devices"].items()}
+        return Room(self.name, cpu_millis, cpu_millis, self.whole["memory_bytes"], devices, self.open)
 
 
 class Allocation(Table, table=True):

@@ -1,5 +1,8 @@
 """Between the contract's messages and the rows, and the events of the compute service."""
 
+from collections import Counter
+from typing import Any
+
 from lepton.common.v1.resource_pb2 import Accelerator, Resources
 from lepton.compute.v1 import allocation_pb2, events_pb2, node_pb2
 from libs.events import Event
@@ -63,10 +66,16 @@ def node(row: tables.Node, free: Room, holders: dict[tuple[str, int], str]) -> n
     return message
 
 
+def whole(message: node_pb2.Node) -> dict[str, Any]:
+    """Of a machine that others use too: what is kept of all that it has."""
+    devices = Counter(ACCELERATOR_NAMES[device.accelerator] for device in message.devices)
+    return {"cpu_millis": message.cpu_millis, "memory_bytes": message.memory_bytes, "devices": dict(devices)}
+
+
 def _node_state(row: tables.Node) -> node_pb2.NodeState:
     if row.lost:
         return node_pb2.NODE_STATE_LOST
-    return node_pb2.NODE_STATE_CORDONED if row.cordoned else node_pb2.NODE_STATE_READY
+    return node_pb2.NODE_STATE_READY if row.open else node_pb2.NODE_STATE_CORDONED
 
 
 def granted(row: tables.Allocation) -> Event:

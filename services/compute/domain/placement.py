@@ -54,8 +54,11 @@ class Room:
         return ""
 
     def without(self, need: Need, devices: Collection[int]) -> "Room":
-        """What is left once `need` holds these device indexes."""
-        left = {kind: tuple(i for i in has if kind != need.accelerator or i not in devices) for kind, has in self.devices.items()}
+        """What is left once `need` holds these device indexes. One that the node no longer reports takes another's place."""
+        left = dict(self.devices)
+        if has := left.get(need.accelerator):
+            kept = [i for i in has if i not in devices]
+            left[need.accelerator] = tuple(kept[: max(0, len(has) - len(devices))])
         return replace(
             self,
             cpu_millis=self.cpu_millis - (0 if need.is_share else need.cpu_millis),
@@ -141,6 +144,8 @@ def why_it_waits(need: Need, free: Sequence[Room], total: Sequence[Room]) -> str
     if not total:
         return f"waits for {need}: no node has registered yet"
     able = {room.node for room in total if not room.lacks(need)}
+    if not able:
+        return f"waits for {need}: no node has so much now"
     rooms = [room for room in free if room.node in able]
     if not any(room.open for room in rooms):
         return f"waits for {need}: every node that has it is cordoned or lost"

@@ -56,6 +56,17 @@ def test_nobody_waits_for_what_is_free(queue: list[Waiting], cluster: list[Room]
     assert all(r.lacks(wants[id]) for id in reasons for r in free.values())
 
 
+@given(st.integers(0, 8), st.lists(st.sets(st.integers(0, 8), min_size=1, max_size=3), max_size=3))
+def test_a_device_that_is_held_counts_also_where_it_is_no_longer_reported(gpus: int, holders: list[set[int]]) -> None:
+    left, held = room("n", gpus=gpus), set[int]()
+    for wanted in holders:
+        if devices := wanted - held:
+            left = left.without(need(gpus=len(devices)), devices)
+            held |= devices
+    assert len(left.devices["gpu"]) == max(0, gpus - len(held))
+    assert not held & set(left.devices["gpu"])
+
+
 @given(queues)
 def test_the_order_is_a_permutation_with_priorities_first(queue: list[Waiting]) -> None:
     ordered = in_order(queue, {})
@@ -95,6 +106,8 @@ def test_who_waits_is_told_why() -> None:
     assert reasons["x"] == "waits for 1 core: no node has registered yet"
     _, reasons = place([waiting("x", need(1))], [room("n", open=False)], [room("n")], now=0, patience=60)
     assert "cordoned or lost" in reasons["x"]
+    _, reasons = place([waiting("x", need(8))], [room("n")], [room("n")], now=0, patience=60)
+    assert reasons["x"] == "waits for 8 cores: no node has so much now"
 
 
 def test_what_can_never_be_is_said_at_once() -> None:
