@@ -19,7 +19,7 @@ import pytest
 from tests.composed import ROOT
 from tests.platform import Reachable
 
-SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "worker")
+SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "runner")
 _EXPORT = re.compile(r"LEPTON_URL=(\S+) LEPTON_API_KEY=(\S+)")
 
 
@@ -96,7 +96,7 @@ class Cluster(Reachable):
         return [pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def workload(self, service: str) -> str:
-        return f"statefulset/{service}" if service == "worker" else f"deployment/{service}"
+        return f"statefulset/{service}" if service in ("worker", "runner") else f"deployment/{service}"
 
     def rolled_out(self, service: str) -> None:
         self.kubectl("rollout", "status", self.workload(service), "--timeout", "240s", timeout=260)

@@ -63,6 +63,19 @@ patches:
   - target: {kind: Service, name: gateway}
     patch: |
       - {op: replace, path: /spec/ports/0/nodePort, value: ${LEPTON_NODE_PORT:-30080}}
+  - patch: |
+      apiVersion: v1
+      kind: ConfigMap
+      metadata: {name: lepton-runner}
+      data: {LEPTON_PLATFORM_LAUNCHER__IMAGE: "${LEPTON_IMAGE_PREFIX:-lepton/}worker:${LEPTON_VERSION:-dev}"}
+  # Those of the cluster have no namespace: several platforms have several names.
+  - target: {kind: ClusterRole, name: lepton-runner}
+    patch: |
+      - {op: replace, path: /metadata/name, value: lepton-runner-$namespace}
+  - target: {kind: ClusterRoleBinding, name: lepton-runner}
+    patch: |
+      - {op: replace, path: /metadata/name, value: lepton-runner-$namespace}
+      - {op: replace, path: /roleRef/name, value: lepton-runner-$namespace}
   - target: {kind: Namespace}
     patch: |
       - {op: replace, path: /metadata/name, value: $namespace}
@@ -163,9 +176,12 @@ backends() {
 }
 
 # What a cluster that cannot pull has to be given.
-images() { manifests | sed -n 's/^ *image: //p' | sort -u; }
+images() { manifests | sed -nE 's/^ *(image|LEPTON_PLATFORM_LAUNCHER__IMAGE): //p' | sort -u; }
 
-down() { kubectl delete namespace "$namespace" --ignore-not-found; }
+down() {
+    kubectl delete namespace "$namespace" --ignore-not-found
+    kubectl delete clusterrolebinding,clusterrole "lepton-runner-$namespace" --ignore-not-found
+}
 
 need kubectl "https://kubernetes.io/docs/tasks/tools"
 case ${1:-} in

@@ -70,7 +70,7 @@ def test_each_service_can_be_applied_alone(folder: Path, namespace: str) -> None
 def test_each_overlay_is_accepted(overlay: str, namespace: str) -> None:
     names = accepted(K8S / "overlays" / overlay, namespace)
     for service in SERVICES:
-        assert f"{'statefulset' if service == 'worker' else 'deployment'}.apps/{service}" in names
+        assert f"{'statefulset' if service == 'runner' else 'deployment'}.apps/{service}" in names
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -79,7 +79,7 @@ def test_each_component_is_accepted(component: str, namespace: str, tmp_path: Pa
     place = ROOT.relative_to("/")
     (tmp_path / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [{up}{place}/k8s/base]\ncomponents: [{up}{place}/k8s/components/{component}]\n"
+        f"resources: [{up}{place}/k8s/base, {up}{place}/k8s/base/runner]\ncomponents: [{up}{place}/k8s/components/{component}]\n"
     )
     assert len(accepted(tmp_path, namespace)) >= 30
 
@@ -101,7 +101,8 @@ def test_pods_of_the_platform_are_confined_and_watched(overlay: str) -> None:
         name, pod = each["metadata"]["name"], each["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"], name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert pod["automountServiceAccountToken"] is False, name
+        # One process speaks with the cluster, and nobody else.
+        assert pod["automountServiceAccountToken"] is (name == "runner"), name
         assert pod["enableServiceLinks"] is False, name
         for container in pod["containers"]:
             context = container["securityContext"]
