@@ -22,7 +22,7 @@ MAX_LINE = 1 << 16
 CHUNK = 1 << 20
 MAX_ENTRIES = 50_000
 CONNECT_SECONDS, ANSWER_SECONDS, ORDER_SECONDS = 5.0, 60.0, 15.0
-FETCH_SECONDS, LAST_SECONDS = 120.0, 20.0
+FETCH_SECONDS, LAST_SECONDS = 60.0, 20.0
 ROUND_SECONDS = 0.1
 # A file that has changed so lately may still be written to; one that never rests is sent as it is.
 SETTLED_SECONDS, RESTLESS_SECONDS = 0.3, 2.0
@@ -140,7 +140,9 @@ class Mirror:
     """What of the folder is at home already. Begins again where a killed one was: the state file says what is sent."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        self._root, self._state, self._skip = task["roots"][0], task["state"], set(task["skip"])
+        # Without a folder nothing is carried home but the end.
+        self._root: str = task["roots"][0] if task["mirrored"] else ""
+        self._state, self._skip = task["state"], set(task["skip"])
         self._offsets: dict[str, int] = dict.fromkeys(task["journals"], 0)
         self._seen: dict[str, list[int]] = {}
         self._since: dict[str, float] = {}
@@ -153,6 +155,8 @@ class Mirror:
 
     def round(self, line: Line, *, last: bool = False) -> None:
         """Sends what has changed, and after it what the journals held when the round began: an event comes after what it names."""
+        if not self._root:
+            return
         ends = {name: self._size(name) for name in self._offsets}
         found, before = self._scan(), dict(self._sent)
         for path in before.keys() - found.keys():

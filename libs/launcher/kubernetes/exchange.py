@@ -16,6 +16,7 @@ import hmac
 import json
 import os
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -87,8 +88,9 @@ class Exchange:
 
     async def start(self) -> None:
         context, self.certificate = await asyncio.to_thread(make_certificate, NAME)
+        listening = _listen(self._host, self._port)
         self._server = await asyncio.start_server(
-            self._connected, self._host, self._port, ssl=context, limit=MAX_LINE, ssl_handshake_timeout=HELLO_SECONDS
+            self._connected, sock=listening, ssl=context, limit=MAX_LINE, ssl_handshake_timeout=HELLO_SECONDS
         )
 
     async def stop(self) -> None:
@@ -161,6 +163,13 @@ class Exchange:
         if shipment.instance != instance:
             raise Unwelcome("another pod runs it")
         return shipment
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Without a host on every address, of both families where there are two."""
+    if host or not socket.has_dualstack_ipv6():
+        return socket.create_server((host, port))
+    return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
 
 
 class _Connection:

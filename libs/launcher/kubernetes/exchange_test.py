@@ -51,6 +51,7 @@ class Trip:
             "skip": ["tmp"],
             "state": str(self.base / "state.json"),
             "control": str(self.base),
+            "mirrored": True,
         } | changed
         path = self.base / f"task-{len(self.couriers)}.json"
         path.write_text(json.dumps(task))
