@@ -20,6 +20,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ NAME = "lepton-exchange"
 MAX_LINE = 1 << 16
 CHUNK = 1 << 20
 HELLO_SECONDS, IDLE_SECONDS = 10.0, 60.0
-BEAT_SECONDS = 5.0
+BEAT_SECONDS, CLOSE_SECONDS = 5.0, 1.0
 MAX_CONNECTIONS, MAX_OF_ONE = 2000, 8
 
 
@@ -136,8 +137,11 @@ class Exchange:
         except Exception:
             log.exception("courier_not_served")
         finally:
-            self._connections.discard(task)
             writer.close()
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await writer.wait_closed()
+            self._connections.discard(task)
 
     async def _serve(self, connection: "_Connection", task: "asyncio.Task[None]") -> None:
         hello = await connection.read(HELLO_SECONDS)
