@@ -97,6 +97,8 @@ def _lost(pod: Pod, silent: bool) -> str:
     for condition in pod.status.conditions or ():
         if condition.type == "DisruptionTarget" and condition.status == "True":
             return f"the cluster ended its pod: {_short(condition.message or condition.reason)}"
+    if pod.metadata and pod.metadata.deletionTimestamp:
+        return "its pod was deleted"
     return f"the cluster ended its pod: {_short(pod.status.message or pod.status.reason)}" if silent else ""
 
 

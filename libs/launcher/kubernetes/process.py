@@ -123,8 +123,6 @@ class Pod:
             return "its pod was deleted"
         if seen.over:
             return seen.lost or "its pod ended before it began"
-        if self.shipment.refusal:
-            return self.shipment.refusal
         if not seen.stuck:
             self._stuck_since = None
         elif seen.hopeless or now - (self._stuck_since or now) > STUCK_SECONDS:
@@ -142,7 +140,7 @@ class Pod:
             await self._next()
         exit, words = end
         await self._exchange.withdraw(self.shipment)
-        if words and not self._asked:
+        if words and not self._asked and not exit.ok:
             log.warning("pod_ended", pod=self.name, words=words)
             await asyncio.to_thread(_add_words, self.launch.stderr or self.launch.stdout, words)
         await self.abandon()
