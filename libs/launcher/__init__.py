@@ -10,6 +10,7 @@ from libs.launcher.in_memory import InMemoryLauncher, InMemoryProcess
 from libs.launcher.keeper import Keeper
 from libs.launcher.launcher import Exit, Launch, Launcher, LaunchError, Process
 from libs.launcher.local import Subprocess, SubprocessLauncher
+from libs.launcher.opening import LauncherSettings, open_launcher
 
 __all__ = [
     "Exit",
@@ -19,11 +20,13 @@ __all__ = [
     "Launch",
     "LaunchError",
     "Launcher",
+    "LauncherSettings",
     "Process",
     "Subprocess",
     "SubprocessLauncher",
     "handle_of",
     "is_known_dead",
+    "open_launcher",
     "runs_still",
     "signature",
 ]

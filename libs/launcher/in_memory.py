@@ -15,6 +15,7 @@ class InMemoryProcess:
         self.launch = launch
         self.id = launch.id
         self.pid = pid
+        self.host = ""
         self.handle = f"{pid}:memory"
         self.stopped = False
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()

@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class LaunchError(Exception):
-    """The program could not be started: it is missing, not executable, or there is no room for another process."""
+    """The program could not be started: it is missing, not executable, or there is no room for it. Its words are for whoever asked."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class Launch:
 
     `id` names it in logs. `env` is all that it sees beside PATH, the locale, the time zone, TMPDIR and the library path. Over
     `memory_bytes`, counted with its children, it is killed. Output is appended to the files given, else dropped.
+
+    What follows those is for launchers that place programs on other machines; on one machine they are passed over. There `cwd` is
+    brought to the program, and what it writes below comes back: whole files once they rest, but none whose name begins with a dot or
+    ends in `.part`, and the bytes added to `journals` only after all that was there before them. `inputs` are brought to it too.
     """
 
     id: str
@@ -28,6 +32,19 @@ class Launch:
     memory_bytes: int | None = None
     stdout: Path | None = None
     stderr: Path | None = None
+    inputs: Sequence[Path] = ()
+    journals: Sequence[Path] = ()
+    cpu_millis: int | None = None
+    # How many accelerators of its machine it has for itself.
+    devices: int = 0
+    # The machine that it has to run on; empty: any.
+    node: str = ""
+    # Where it listens, if it does and the port is known.
+    port: int = 0
+    # It is ended after so long, if its owner has not ended it before.
+    seconds: float | None = None
+    # Whose it is, for operators and network policies: "role", "workspace", "job".
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,12 @@ class Process(Protocol):
         """As in its Launch."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """0 on another machine."""
+
+    @property
+    def host(self) -> str:
+        """Where it is reached; empty: on this machine."""
 
     @property
     def handle(self) -> str:
@@ -77,7 +99,10 @@ class Launcher(Protocol):
     """Runs programs that end when their owner does, however that ends."""
 
     async def start(self, launch: Launch) -> Process:
-        """Returns once the program runs; raises LaunchError when it cannot."""
+        """Returns once the program runs; raises LaunchError when it cannot, Transient where what it should run on is away.
+
+        A start that is broken off leaves nothing.
+        """
 
     async def end(self, handle: str) -> bool:
         """Kills what an earlier owner's handle names, if it still runs: whether it did."""

@@ -58,6 +58,7 @@ class Subprocess:
     def __init__(self, id: str, nanny: "subprocess.Popen[bytes]", owner_end: socket.socket) -> None:
         self.id = id
         self.pid = 0
+        self.host = ""
         self.handle = ""
         self._nanny = nanny
         self._socket = owner_end

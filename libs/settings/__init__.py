@@ -25,6 +25,7 @@ SHARED = frozenset(
         "drain_seconds",
         "events",
         "identity",
+        "launcher",
         "log_level",
         "metrics_listen",
         "peers",

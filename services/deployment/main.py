@@ -8,7 +8,7 @@ from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
 from lepton.deployment.v1.deployment_service_pb2_grpc import add_DeploymentServiceServicer_to_server
 from lepton.training.v1.training_service_pb2_grpc import TrainingServiceStub
 from libs.events import EventLog
-from libs.launcher import SubprocessLauncher
+from libs.launcher import Launcher, SubprocessLauncher, open_launcher
 from libs.lifecycle import Component, Lifecycle
 from libs.service import Kit, run
 from libs.storage import open_store
@@ -31,11 +31,13 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     return _service(kit, peers, reconciler, Resolver(kit.database, changes), [reconciler])
 
 
-def build_node(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
-    """What runs replicas on one node, in a process of its own."""
+def build_node(settings: Settings, event_log: EventLog | None = None, launcher: Launcher | None = None) -> Lifecycle:
+    """What runs replicas on one node, in a process of its own. `launcher` is given where training's worker shares it."""
+    own_launcher, parts = (launcher, ()) if launcher else open_launcher(settings.launcher)
     kit = Kit("deployment", "services.deployment", settings, event_log)
     compute = kit.client(ComputeServiceStub, "compute")
-    return kit.worker([Node(kit.database, compute, SubprocessLauncher(), open_store(settings.storage, "models"), Changes(), settings)])
+    node = Node(kit.database, compute, own_launcher, open_store(settings.storage, "models"), Changes(), settings)
+    return kit.worker([*parts, node])
 
 
 def build_embedded(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:

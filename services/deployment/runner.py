@@ -150,7 +150,7 @@ class Run:
         self._require_wanted()
         await asyncio.to_thread(self._folder.mkdir, 0o700, True, True)
         try:
-            self._process = process = await self._around.launcher.start(self._launch(package))
+            process = await self._while_wanted(self._begun(package))
         except LaunchError as error:
             raise Failed(AppError(str(error), code="process_failed")) from error
         async with self._around.database.unit() as unit:
@@ -166,8 +166,13 @@ class Run:
         self._changed()
         return process
 
+    async def _begun(self, package: Path) -> Process:
+        """The process. Broken off just after its start, it is known all the same."""
+        self._process = await self._around.launcher.start(self._launch(package))
+        return self._process
+
     def _url(self) -> str:
-        host = self._around.settings.advertised_host
+        host = (self._process.host if self._process else "") or self._around.settings.advertised_host
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     def _launch(self, package: Path) -> Launch:
@@ -179,7 +184,7 @@ class Run:
             "--model-name": endpoint.name,
             "--model-version": endpoint.model_version,
             "--host": self._around.settings.replica_host,
-            "--port": 0,
+            "--port": self._around.settings.replica_port,
             "--threads": threads,
             "--ready-file": self._folder / "ready",
         }
@@ -198,6 +203,12 @@ class Run:
             memory_bytes=endpoint.memory_bytes,
             stdout=output,
             stderr=output,
+            inputs=[package],
+            cpu_millis=endpoint.cpu_millis,
+            devices=len(self._replica.devices),
+            node=self._replica.node,
+            port=self._around.settings.replica_port,
+            labels={"role": "replica", "workspace": endpoint.workspace, "endpoint": endpoint.name},
         )
 
     async def _listening(self, process: Process) -> int:
@@ -219,7 +230,8 @@ class Run:
 
     async def _answers_at(self, port: int) -> bool:
         settings = self._around.settings
-        return await self._around.probe(settings.probed_host, port, self._token, settings.probe_seconds)
+        host = (self._process.host if self._process else "") or settings.probed_host
+        return await self._around.probe(host, port, self._token, settings.probe_seconds)
 
     async def _serve(self, process: Process) -> None:
         """While it is wanted and lives. Always raises."""

@@ -5,9 +5,10 @@ import socket
 from ipaddress import ip_address
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from libs.launcher import LauncherSettings
 from libs.service import ServiceSettings
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
@@ -28,12 +29,16 @@ class Settings(ServiceSettings):
     leader_lease_seconds: float = 15.0
     # Node whose replicas the node process runs; empty: of every node.
     node: str = ""
+    # Where replicas run: on this machine, or in the pods of a cluster.
+    launcher: LauncherSettings = LauncherSettings()
     # How often the node process looks for what it has to do.
     poll_seconds: float = 0.25
     # A node process that is not heard of for so long has lost its replicas.
     owner_lease_seconds: float = 10.0
     # Address that replicas listen on; 0.0.0.0 or :: are all of the machine's.
     replica_host: str = "127.0.0.1"
+    # 0: any that is free. One for all is for replicas in pods, where each has an address of its own.
+    replica_port: int = Field(default=0, ge=0, le=65535)
     # Name or address by which routers reach them; by default `replica_host`, and the machine's name where that is all addresses.
     advertise_host: str = ""
     # Compute takes an allocation back that was not renewed for so long.

@@ -1,11 +1,15 @@
 """One worker node of a platform on several machines: says what the machine has, and runs training jobs and replicas on it.
 
+With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: it is the one such process of a cluster: what is granted on any node runs there in pods, and
+which nodes there are is not for it to say.
+
 `python -m services.standalone.node`; settings as those of compute, training and deployment, under their own names.
 """
 
 import platform
 
 from libs.events import open_event_log
+from libs.launcher import open_launcher
 from libs.lifecycle import Component, Lifecycle
 from libs.process import run
 from libs.telemetry import InService
@@ -23,14 +27,23 @@ GRACE_SECONDS = 50.0
 def build(own: ComputeSettings) -> Lifecycle:
     """The node that the settings name, by default the host. What runs here has begun before the node is offered."""
     name = own.node_name or platform.node()
-    training_settings, deployment_settings = TrainingSettings(node=name), DeploymentSettings(node=name)
+    training_settings, deployment_settings = TrainingSettings(), DeploymentSettings()
+    of_cluster = training_settings.launcher.url == "kubernetes:"
+    if not of_cluster:
+        training_settings = training_settings.model_copy(update={"node": name})
+        deployment_settings = deployment_settings.model_copy(update={"node": name})
+    if training_settings.launcher != deployment_settings.launcher:
+        raise ValueError("training and deployment differ in LAUNCHER; in one process there is one: say it as LEPTON_PLATFORM_LAUNCHER__…")
     log = open_event_log(training_settings.events)
+    launcher, launching = open_launcher(training_settings.launcher)
     parts: list[Component] = [
         log,
-        InService("training", training.build_worker(training_settings, log)),
-        InService("deployment", deployment.build_node(deployment_settings, log)),
-        InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))),
+        *launching,
+        InService("training", training.build_worker(training_settings, log, launcher=launcher)),
+        InService("deployment", deployment.build_node(deployment_settings, log, launcher)),
     ]
+    if not of_cluster:
+        parts.append(InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))))
     return Lifecycle(parts, grace_seconds=GRACE_SECONDS / 2)
 
 

@@ -9,7 +9,7 @@ from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceSt
 from lepton.training.v1.training_service_pb2_grpc import add_TrainingServiceServicer_to_server
 from libs import telemetry
 from libs.events import EventLog
-from libs.launcher import SubprocessLauncher
+from libs.launcher import Launcher, open_launcher
 from libs.lifecycle import Component, Lifecycle
 from libs.service import Kit, run
 from libs.storage import open_store
@@ -44,22 +44,25 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), components)
 
 
-def build_worker(settings: Settings, event_log: EventLog | None = None, queue: TaskQueue | None = None) -> Lifecycle:
-    """The worker, in a process of its own: runs attempts. `queue` is given where several workers share one process and broker loop."""
+def build_worker(
+    settings: Settings, event_log: EventLog | None = None, queue: TaskQueue | None = None, launcher: Launcher | None = None
+) -> Lifecycle:
+    """The worker, in a process of its own: runs attempts. `queue` and `launcher` are given where several workers share one process."""
+    own_launcher, parts = (launcher, ()) if launcher else open_launcher(settings.launcher)
     kit = Kit("training", "services.training", settings, event_log)
     own_queue = queue or open_queue(settings.tasks_url, settings.node)
     tools = Tools(
         database=kit.database,
         peers=_peers(kit),
         stores=Stores(*(open_store(settings.storage, purpose) for purpose in ("datasets", "models", "checkpoints"))),
-        launcher=SubprocessLauncher(),
+        launcher=own_launcher,
         settings=settings,
         record_span=telemetry.record_span,
         command=engine_command,
     )
     supervisor = Supervisor(tools)
     register(own_queue, supervisor.take)
-    return kit.worker([supervisor] if queue else [own_queue, supervisor, Worker([own_queue])])
+    return kit.worker([*parts, supervisor] if queue else [own_queue, *parts, supervisor, Worker([own_queue])])
 
 
 def _peers(kit: Kit) -> Peers:

@@ -1,5 +1,6 @@
 """Settings of the training service and its workers."""
 
+from libs.launcher import LauncherSettings
 from libs.service import ServiceSettings
 from libs.settings import SettingsConfigDict
 
@@ -25,6 +26,8 @@ class Settings(ServiceSettings):
     startup_seconds: float = 300.0
     # Between SIGTERM and SIGKILL; with it a cancel takes effect within 2 s.
     stop_grace_seconds: float = 1.0
+    # Where runs run: on this machine, or in the pods of a cluster.
+    launcher: LauncherSettings = LauncherSettings()
     max_log_lines: int = 10_000
     max_metric_points: int = 100_000
     # Objects that no row names are kept for so long: they may be on their way into one.

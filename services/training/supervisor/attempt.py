@@ -175,6 +175,12 @@ class Attempt:
             memory_bytes=job.resources["memory_bytes"],
             stdout=folder.stdout,
             stderr=folder.stderr,
+            journals=[folder.events],
+            cpu_millis=job.resources["cpu_millis"],
+            devices=len(job.devices) if job.resources["accelerator"] == "gpu" else 0,
+            node=job.node,
+            seconds=max(1.0, job.training["time_limit_seconds"] - self.seconds),
+            labels={"role": "run", "workspace": job.workspace, "job": job.id},
         )
         self._process = await tools.launcher.start(launch)
         self._launched = time.monotonic()

@@ -1,0 +1,165 @@
+"""The launcher's adapter for a cluster: Jobs of one pod each, under one watch. Whenever this process dies, nothing half made is left."""
+
+import asyncio
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from urllib.parse import urlsplit
+
+import structlog
+from lightkube.resources.core_v1 import Pod
+
+from libs.errors import Transient
+from libs.launcher.kubernetes import manifests
+from libs.launcher.kubernetes.cluster import Cluster
+from libs.launcher.kubernetes.exchange import Exchange
+from libs.launcher.kubernetes.landing import Limits
+from libs.launcher.kubernetes.process import Pod as PodProcess
+from libs.launcher.launcher import Launch, Launcher
+from libs.launcher.opening import LauncherSettings
+from libs.lifecycle import Component
+
+log = structlog.get_logger()
+
+# However well a watch seems to go, everything is looked at anew after so long.
+RELIST_SECONDS, PAUSE_SECONDS = 60.0, 1.0
+
+
+def open_kubernetes(settings: LauncherSettings) -> tuple[Launcher, Sequence[Component]]:
+    """The launcher, and what it needs running."""
+    cluster = Cluster(settings.namespace, settings.owner)
+    exchange = Exchange("", settings.exchange_port, Limits(settings.file_bytes, settings.total_bytes, settings.files))
+    launcher = KubernetesLauncher(cluster, exchange, settings)
+    return launcher, (exchange, Watch(cluster, launcher))
+
+
+class KubernetesLauncher:
+    """See Launcher. Its Watch runs beside it."""
+
+    def __init__(self, cluster: Cluster, exchange: Exchange, settings: LauncherSettings) -> None:
+        self._cluster, self._exchange, self._settings = cluster, exchange, settings
+        self.processes: dict[str, PodProcess] = {}
+
+    async def start(self, launch: Launch) -> PodProcess:
+        """See Launcher. Seconds, and minutes where a node has to pull the image first."""
+        manifests.require_possible(launch)
+        name = _name(launch.id)
+        process = PodProcess(launch, name, self._cluster, self._exchange, self._settings, partial(self.processes.pop, name, None))
+        self.processes[name] = process
+        making = asyncio.create_task(self._make(process), name=f"make {name}")
+        try:
+            await asyncio.shield(making)
+            await process.started()
+        except BaseException:
+            # Broken off in the middle of a call, the call may yet succeed: it is waited for, and what it made removed.
+            abandoning = asyncio.create_task(self._abandon(process, making), name=f"abandon {name}")
+            await asyncio.shield(abandoning)
+            raise
+        return process
+
+    async def end(self, handle: str) -> bool:
+        """See Launcher."""
+        kind, namespace, name, uid = (*handle.split("/"), "", "", "", "")[:4]
+        if kind != "job" or namespace != self._cluster.namespace or not uid or await self._cluster.uid_of_job(name, namespace) != uid:
+            return False
+        # No Job of ours ever gets a name again: it is still that one.
+        log.warning("leftover_job_ended", job=name)
+        await self._cluster.remove(name)
+        return await self._cluster.gone(name)
+
+    async def sweep(self) -> None:
+        """Removes every Job of this owner's name that runs nothing of ours: an earlier owner's, or one whose removal failed."""
+        for name in await self._cluster.jobs():
+            if name not in self.processes:
+                log.warning("leftover_job_ended", job=name)
+                await self._cluster.remove(name)
+
+    async def _make(self, process: PodProcess) -> None:
+        """A crash after any line leaves what `sweep` finds, and nothing that runs without its Secret."""
+        launch, name, shipment = process.launch, process.name, process.shipment
+        uid = await self._cluster.create_job(manifests.job(name, launch, self._settings))
+        process.handle = f"job/{self._cluster.namespace}/{name}/{uid}"
+        address = await asyncio.to_thread(self._address)
+        secret = manifests.secret(name, uid, launch, address, self._exchange.certificate, shipment.token, self._settings)
+        await self._cluster.create_secret(secret)
+        await self._cluster.resume_job(name)
+
+    async def _abandon(self, process: PodProcess, making: "asyncio.Task[None]") -> None:
+        with suppress(Exception):
+            await making
+        await process.abandon()
+
+    def _address(self) -> str:
+        """Where pods reach the exchange."""
+        host = self._settings.exchange_host or _own_address(self._cluster.server)
+        return f"[{host}]:{self._exchange.port}" if ":" in host else f"{host}:{self._exchange.port}"
+
+
+class Watch:
+    """A component: one watch for the pods of all launches."""
+
+    def __init__(self, cluster: Cluster, launcher: KubernetesLauncher) -> None:
+        self._cluster, self._launcher = cluster, launcher
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Ends what an earlier owner of this name left, before anything new begins."""
+        await self._cluster.open()
+        await self._launcher.sweep()
+        self._task = asyncio.create_task(self._run(), name="watch pods")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._cluster.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._turn()
+                await self._launcher.sweep()
+            except Transient as error:
+                log.warning("watch_lost", error=str(error))
+                await asyncio.sleep(PAUSE_SECONDS)
+            except Exception:
+                log.exception("watch_failed")
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _turn(self) -> None:
+        known = dict(self._launcher.processes)
+        version, pods = await self._cluster.pods()
+        listed = {self._tell("MODIFIED", pod) for pod in pods}
+        for name, process in known.items():
+            if name not in listed:
+                process.missed()
+        # A change that comes while nothing is heard is in the next list.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RELIST_SECONDS):
+                async for change, pod in self._cluster.watch_pods(version):
+                    self._tell(change, pod)
+
+    def _tell(self, change: str, pod: Pod) -> str:
+        name = (pod.metadata.labels or {}).get(manifests.LAUNCH, "") if pod.metadata else ""
+        if process := self._launcher.processes.get(name):
+            process.look(pod, deleted=change == "DELETED")
+        return name
+
+
+def _name(id: str) -> str:
+    """Never given twice, and short enough for what the cluster makes of it."""
+    plain = re.sub(r"[^a-z0-9]+", "-", id.lower()).strip("-")[:36].strip("-") or "program"
+    plain = plain if plain[0].isalpha() else f"p-{plain}"
+    return f"{plain}-{secrets.token_hex(5)}"
+
+
+def _own_address(url: str) -> str:
+    """From where this machine reaches that server; nothing is sent."""
+    server = urlsplit(url)
+    found = socket.getaddrinfo(server.hostname, server.port or 443, type=socket.SOCK_DGRAM)
+    with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
+        probe.connect(found[0][4])
+        return str(probe.getsockname()[0])

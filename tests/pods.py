@@ -1,0 +1,51 @@
+"""A launcher of pods for tests: on the cluster that KUBECONFIG names, where its nodes have the platform's worker image.
+
+Pods must reach this machine.
+"""
+
+import os
+from functools import cache
+from uuid import uuid4
+
+import pytest
+
+from libs.launcher import LauncherSettings
+from tests import cluster
+
+IMAGE = os.environ.get("LEPTON_CLUSTER_IMAGE", "lepton/worker:dev")
+NAMESPACE = os.environ.get("LEPTON_CLUSTER_NAMESPACE", "lepton-launches")
+
+
+@cache
+def _why_not() -> str:
+    names = cluster.kubectl("get", "nodes", "--output", "jsonpath={.items[*].status.images[*].names[*]}").split()
+    if not any(name == IMAGE or name.endswith(f"/{IMAGE}") for name in names):
+        return f"no node of the cluster has the image {IMAGE}"
+    if NAMESPACE not in cluster.kubectl("get", "namespaces", "--output", "name"):
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    return ""
+
+
+def launcher_settings() -> LauncherSettings:
+    """Settings of a launcher of its own; skips the test where there is no cluster."""
+    cluster.require_cluster()
+    if why := _why_not():
+        if os.environ.get("LEPTON_CLUSTER"):
+            pytest.fail(f"{why}; with LEPTON_CLUSTER set this is no reason to skip")
+        pytest.skip(why)
+    owner = f"test-{uuid4().hex[:12]}"
+    return LauncherSettings(
+        url="kubernetes:",
+        namespace=NAMESPACE,
+        image=IMAGE,
+        image_pull_policy="IfNotPresent",
+        owner=owner,
+        exchange_port=0,
+        place_seconds=20,
+    )
+
+
+def kubectl(*words: str) -> str:
+    """What kubectl says, in the tests' namespace."""
+    return cluster.kubectl("--namespace", NAMESPACE, *words)
