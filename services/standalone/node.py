@@ -1,7 +1,7 @@
 """One worker node of a platform on several machines: says what the machine has, and runs training jobs and replicas on it.
 
-With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: it is the one such process of a cluster: what is granted on any node runs there in pods, and
-which nodes there are is not for it to say.
+With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: and LEPTON_COMPUTE_CLUSTER it speaks for all nodes of a cluster: what is granted on any of them
+runs there in a pod. Two such processes, of different LAUNCHER__OWNER, share the work.
 
 `python -m services.standalone.node`; settings as those of compute, training and deployment, under their own names.
 """
@@ -29,6 +29,8 @@ def build(own: ComputeSettings) -> Lifecycle:
     name = own.node_name or platform.node()
     training_settings, deployment_settings = TrainingSettings(), DeploymentSettings()
     of_cluster = training_settings.launcher.url == "kubernetes:"
+    if of_cluster != own.cluster:
+        raise ValueError("LEPTON_COMPUTE_CLUSTER and LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: go together: what a cluster offers runs in its pods")
     if not of_cluster:
         training_settings = training_settings.model_copy(update={"node": name})
         deployment_settings = deployment_settings.model_copy(update={"node": name})
@@ -42,8 +44,7 @@ def build(own: ComputeSettings) -> Lifecycle:
         InService("training", training.build_worker(training_settings, log, launcher=launcher)),
         InService("deployment", deployment.build_node(deployment_settings, log, launcher)),
     ]
-    if not of_cluster:
-        parts.append(InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))))
+    parts.append(InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))))
     return Lifecycle(parts, grace_seconds=GRACE_SECONDS / 2)
 
 

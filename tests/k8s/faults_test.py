@@ -43,12 +43,15 @@ def test_a_pod_of_each_service_deleted_during_jobs_and_predictions(cluster_platf
 @pytest.fixture
 def pairs(cluster_platform: Cluster) -> Iterator[Cluster]:
     """Two of everything that is the platform's own, and a second version of its images in the cluster."""
-    for image in sorted({f"lepton/{'data' if service == 'data-worker' else service}" for service in SERVICES}):
+    # The runner is of training's image, and what it runs of the worker's.
+    named = [f"lepton/{service}" for service in SERVICES if service not in ("data-worker", "runner")] + ["lepton/worker"]
+    for image in named:
         subprocess.run(["docker", "tag", f"{image}:dev", f"{image}:next"], check=True, timeout=60)
         subprocess.run([ROOT / "tools" / "cluster" / "load.sh", f"{image}:next"], check=True, timeout=600)
     _scale(cluster_platform, 2)
     yield cluster_platform
     _scale(cluster_platform, 1)
+    subprocess.run(["docker", "rmi", *(f"{image}:next" for image in named)], check=True, capture_output=True, timeout=60)
 
 
 def _scale(platform: Cluster, replicas: int) -> None:

@@ -6,12 +6,21 @@ set -euo pipefail
 [ $# -gt 0 ] || die "usage: load.sh IMAGE…"
 pid_of containerd >/dev/null || die "the cluster's containerd does not run: start it with up.sh"
 mkdir -p "$RUN/loaded"
+# What the engine has no more takes room for nothing.
+for stamp in "$RUN"/loaded/*; do
+    [ -e "$stamp" ] || continue
+    image=$(cut -d' ' -f2 "$stamp")
+    docker image inspect "$image" >/dev/null 2>&1 || { ctrk images rm "docker.io/$image" >/dev/null 2>&1; rm -f "$stamp"; }
+done
+# A node whose disk is full throws images away.
+there=$(ctrk images ls -q)
+has() { grep -qx "docker.io/$1" <<<"$there"; }
 for image; do
     id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || die "the Docker engine has no image $image"
     stamp=$RUN/loaded/$(tr '/:' '__' <<<"$image")
-    [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$id" ] || continue
+    [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$id" ] || ! has "$image" || continue
     begin=$SECONDS
-    if same=$(grep -hm1 "^$id " "$RUN"/loaded/*); then
+    if same=$(grep -hm1 "^$id " "$RUN"/loaded/*) && has "${same#* }"; then
         # There already, by another name.
         ctrk images tag --force "docker.io/${same#* }" "docker.io/$image" >/dev/null || die "the cluster does not take the tag $image"
     else

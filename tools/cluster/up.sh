@@ -194,10 +194,11 @@ oom_score = 0
 EOF
 start_daemon containerd containerd --config "$RUN/config/containerd.toml" --log-level warn
 wait_for 30 containerd ctrk version
-for tar in "$IMAGES"/*.tar; do
-  # imported again only when the file changed
-  stamp=$RUN/config/$(basename "$tar").sha256
-  sha256sum --status -c "$stamp" 2>/dev/null && ctrk images ls -q | grep -q . && continue
+ctrk images ls -q >"$RUN/config/images"
+for image in "$CLUSTER_PAUSE_IMAGE:pause" "$CLUSTER_COREDNS_IMAGE:coredns"; do
+  tar=$IMAGES/${image##*:}.tar stamp=$RUN/config/${image##*:}.sha256
+  # again when the file changed, or a node whose disk was full threw it away
+  sha256sum --status -c "$stamp" 2>/dev/null && grep -qx "docker.io/${image%:*}" "$RUN/config/images" && continue
   ctrk images import "$tar" >/dev/null || die "importing $tar failed"
   sha256sum "$tar" >"$stamp"
 done
@@ -228,6 +229,7 @@ maxOpenFiles: $(ulimit -Hn | sed 's/unlimited/1000000/')
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%, imagefs.inodesFree: 1%}
+evictionPressureTransitionPeriod: 20s
 shutdownGracePeriod: 0s
 tlsCertFile: $PKI/kubelet-server.crt
 tlsPrivateKeyFile: $PKI/kubelet-server.key

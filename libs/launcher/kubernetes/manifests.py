@@ -12,7 +12,7 @@ from libs.launcher.kubernetes import courier
 from libs.launcher.launcher import Launch, LaunchError
 from libs.launcher.opening import LauncherSettings
 
-MIB = 1 << 20
+MIB, CORE_MILLIS = 1 << 20, 1000
 USER = 10001
 PROGRAM, FETCH, MIRROR = "program", "fetch", "mirror"
 OWNER, LAUNCH = "lepton.dev/owner", "lepton.dev/launch"
@@ -232,7 +232,9 @@ def _resources(launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
         requests["memory"] = str(launch.memory_bytes)
         limits["memory"] = str(launch.memory_bytes + WRAPPER_BYTES)
     if launch.cpu_millis:
-        requests["cpu"] = limits["cpu"] = f"{launch.cpu_millis}m"
+        limits["cpu"] = f"{launch.cpu_millis}m"
+        # Whole cores are its own. Shares of one are promised beside them (ADR 0005): a place must not depend on both being free.
+        requests["cpu"] = f"{launch.cpu_millis if launch.cpu_millis >= CORE_MILLIS else launch.cpu_millis // 10}m"
     if launch.devices:
         requests[settings.gpu_resource] = limits[settings.gpu_resource] = str(launch.devices)
     return {"requests": requests, "limits": limits}
