@@ -1,0 +1,157 @@
+"""Training runs and replicas as the cluster shows them, and what users hear when it takes something away or refuses it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.chaos.flow import job, upload
+from tests.cluster import Cluster
+from tests.platform import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUNS = "app.kubernetes.io/managed-by=lepton,lepton.dev/role=run"
+REPLICAS = "app.kubernetes.io/managed-by=lepton,lepton.dev/role=replica"
+
+
+def runs_of(tenant: Cluster, job_id: str) -> list[dict[str, Any]]:
+    return [
+        pod for pod in tenant.get("pods", "--selector", f"{RUNS},lepton.dev/job={job_id}") if "deletionTimestamp" not in pod["metadata"]
+    ]
+
+
+def submitted(tenant: Cluster, number: int = 0, **changes: Any) -> str:
+    with tenant.http() as http:
+        answer = http.post("/v1/training-jobs", json={**job(number), **changes})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+
+def shown(tenant: Cluster, job_id: str) -> dict[str, Any]:
+    with tenant.http() as http:
+        return dict(http.get(f"/v1/training-jobs/{job_id}").json())
+
+
+def ended(tenant: Cluster, job_id: str, timeout: float = 180) -> dict[str, Any]:
+    assert eventually(lambda: shown(tenant, job_id)["state"] in ("succeeded", "failed", "cancelled"), timeout, 0.5), shown(tenant, job_id)
+    return shown(tenant, job_id)
+
+
+def test_a_run_is_a_job_of_one_pod_on_the_node_of_its_allocation(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("jobs")
+    upload(tenant, "line")
+    id = submitted(tenant, training={"epochs": 2000, "batch_size": 2})
+    assert eventually(lambda: runs_of(tenant, id), timeout=60), shown(tenant, id)
+    (pod,) = runs_of(tenant, id)
+    (made,) = tenant.get("jobs", "--selector", f"{RUNS},lepton.dev/job={id}")
+    assert (made["spec"]["completionMode"], made["spec"]["suspend"], made["spec"]["backoffLimit"]) == ("Indexed", False, 0)
+    assert made["spec"]["ttlSecondsAfterFinished"] > 0
+    assert made["spec"]["activeDeadlineSeconds"] > 0
+    spec = pod["spec"]
+    with tenant.http() as http:
+        (allocation,) = [a for a in http.get("/v1/compute/allocations").json()["allocations"] if a["state"] == "granted"]
+    assert spec["nodeName"] == allocation["node"]
+    (program,) = spec["containers"]
+    assert program["resources"]["limits"]["cpu"] == "1"
+    assert spec["automountServiceAccountToken"] is False
+    assert not [volume for volume in spec["volumes"] if "projected" in volume]
+    assert not program.get("env"), "what it is told is in its Secret"
+    # What the run says is heard while it runs.
+    assert eventually(lambda: shown(tenant, id)["progress"], timeout=90), shown(tenant, id)
+    with tenant.http() as http:
+        http.post(f"/v1/training-jobs/{id}/cancel", json={}).raise_for_status()
+    assert ended(tenant, id)["state"] == "cancelled"
+    assert eventually(lambda: not tenant.get("pods", "--selector", f"lepton.dev/job={id}"), timeout=60)
+    with tenant.http() as http:
+        assert http.get(f"/v1/training-jobs/{id}/metrics").json()["metrics"], "kept when the pod is gone"
+
+
+def test_a_pod_killed_in_the_middle_goes_on_from_its_checkpoint(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("resumed")
+    upload(tenant, "line")
+    id = submitted(tenant, training={"epochs": 600, "batch_size": 2, "seed": 1})
+
+    def epoch() -> int:
+        return int((shown(tenant, id).get("progress") or {}).get("epoch") or 0)
+
+    assert eventually(lambda: epoch() > 50, timeout=120), shown(tenant, id)
+    (pod,) = runs_of(tenant, id)
+    tenant.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period", "0", "--force")
+    found = ended(tenant, id)
+    assert (found["state"], found["attempts"]) == ("succeeded", 2), found
+    with tenant.http() as http:
+        points = http.get(f"/v1/training-jobs/{id}/metrics", params={"name": "loss", "page_size": 10000}).json()["metrics"]
+        assert [v["number"] for v in http.get("/v1/models/model-0/versions").json()["model_versions"]] == [1]
+    # The second attempt began after a checkpoint of the first: no epoch is told twice, and none is missing.
+    epochs = [point["epoch"] for point in points]
+    assert epochs == sorted(set(epochs))
+    assert max(epochs) == 600
+
+
+def test_memory_that_does_not_suffice_is_told_in_words(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("memory")
+    upload(tenant, "line")
+    found = ended(tenant, submitted(tenant, resources={"memory_bytes": 64 << 20}))
+    assert (found["state"], found["error"]["code"]) == ("failed", "out_of_memory"), found
+    assert "resources.memory_bytes" in found["error"]["detail"]
+
+
+def test_an_endpoint_from_none_to_three_and_back(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("scaled")
+    upload(tenant, "line")
+    assert ended(tenant, submitted(tenant, training={"epochs": 3}))["state"] == "succeeded"
+    row = {"instances": [{"x": 0.5}]}
+    with tenant.http() as http:
+        http.post("/v1/endpoints", json={"name": "line", "model": "model-0@1", "replicas": 0}).raise_for_status()
+        for replicas in (1, 3, 0):
+            http.patch("/v1/endpoints/line", json={"replicas": replicas}).raise_for_status()
+
+            def pods(wanted: int = replicas) -> bool:
+                found = tenant.get("pods", "--selector", REPLICAS)
+                mine = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+                return len(mine) == wanted and http.get("/v1/endpoints/line").json()["ready_replicas"] == wanted
+
+            assert eventually(pods, timeout=120, interval=0.5), (replicas, http.get("/v1/endpoints/line").text)
+            if replicas:
+                assert http.post("/v1/endpoints/line/predict", json=row).status_code == 200
+        http.delete("/v1/endpoints/line").raise_for_status()
+
+
+def test_tenants_are_apart(cluster_platform: Cluster) -> None:
+    """Each run has a Secret of its own, which no other names, and none of the platform's."""
+    tenants = [cluster_platform.workspace(f"apart-{number}") for number in range(2)]
+    pods = []
+    for tenant in tenants:
+        upload(tenant, "line")
+        id = submitted(tenant, training={"epochs": 2000, "batch_size": 2})
+        assert eventually(lambda t=tenant, i=id: runs_of(t, i), timeout=90), shown(tenant, id)
+        pods += runs_of(tenant, id)
+        with tenant.http() as http:
+            http.post(f"/v1/training-jobs/{id}/cancel", json={}).raise_for_status()
+        ended(tenant, id)
+    secrets = [{volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume} for pod in pods]
+    assert not secrets[0] & secrets[1]
+    assert all(name.startswith("job-") or "-" in name for names in secrets for name in names)
+    assert not [name for names in secrets for name in names if name.startswith("lepton-")]
+    assert pods[0]["metadata"]["labels"]["lepton.dev/workspace"] != pods[1]["metadata"]["labels"]["lepton.dev/workspace"]
+    assert "service" not in json.dumps(pods[0]["spec"].get("serviceAccountName", "")).lower()
+
+
+def test_an_image_that_cannot_be_had_is_told_in_words(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("imageless")
+    upload(tenant, "line")
+    image = json.dumps({"data": {"LEPTON_PLATFORM_LAUNCHER__IMAGE": "lepton/none:0"}})
+    tenant.kubectl("patch", "configmap", "lepton-runner", "--type", "merge", "--patch", image)
+    try:
+        tenant.kubectl("rollout", "restart", "statefulset/runner")
+        tenant.rolled_out("runner")
+        id = submitted(tenant)
+        assert eventually(lambda: "lepton/none:0" in json.dumps(shown(tenant, id)), timeout=150, interval=1), shown(tenant, id)
+        with tenant.http() as http:
+            http.post(f"/v1/training-jobs/{id}/cancel", json={})
+        ended(tenant, id)
+    finally:
+        cluster_platform.up()
+        tenant.kubectl("rollout", "restart", "statefulset/runner")
+        tenant.rolled_out("runner")
