@@ -74,7 +74,7 @@ class PlayedCluster:
         while True:
             yield await self.changes.get()
 
-    async def why_no_pod(self, uid: str) -> str:
+    async def warning_of(self, uid: str) -> str:
         return self.warning
 
     async def remove(self, name: str, *, seconds: int = 1) -> None:
@@ -106,10 +106,10 @@ def ended(code: int) -> dict[str, Any]:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, settings: LauncherSettings = SETTINGS) -> None:
         self.cluster = PlayedCluster()
         self.exchange = Exchange("127.0.0.1", 0, Limits(1 << 20, 1 << 20, 10))
-        self.launcher = KubernetesLauncher(self.cluster, self.exchange, SETTINGS)  # type: ignore[arg-type]
+        self.launcher = KubernetesLauncher(self.cluster, self.exchange, settings)  # type: ignore[arg-type]
         self.watch = Watch(self.cluster, self.launcher)  # type: ignore[arg-type]
 
 
@@ -225,6 +225,20 @@ async def test_a_job_without_a_pod_is_asked_why(world: World, tmp_path: Path) ->
     with pytest.raises(LaunchError, match="exceeded quota"):
         await world.launcher.start(Launch("run", ["x"], cwd=tmp_path))
     assert not world.cluster.existing
+
+
+async def test_a_program_that_does_not_begin_in_time_is_given_up(tmp_path: Path) -> None:
+    world = World(SETTINGS.model_copy(update={"start_seconds": 0.2}))
+    await world.exchange.start()
+    await world.watch.start()
+    world.cluster.warning = "Failed to create pod sandbox"
+    starting = asyncio.create_task(world.launcher.start(Launch("run", ["x"], cwd=tmp_path)))
+    await world.cluster.show({"waiting": {"reason": "PodInitializing"}})
+    with pytest.raises(LaunchError, match=r"did not begin within 0\.2 s: Failed to create pod sandbox"):
+        await starting
+    assert not world.cluster.existing
+    await world.watch.stop()
+    await world.exchange.stop()
 
 
 async def test_a_handle_of_another_is_left_alone(world: World, tmp_path: Path) -> None:
