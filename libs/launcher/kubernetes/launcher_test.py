@@ -151,6 +151,14 @@ async def test_its_end_is_told_once_its_files_are_home(world: World, tmp_path: P
     assert (world.cluster.existing, world.launcher.processes) == ({}, {})
 
 
+async def test_a_program_that_proves_missing_after_its_start_is_told_in_words(world: World, tmp_path: Path) -> None:
+    process = await started(world, tmp_path)
+    process.shipment.done = True
+    await world.cluster.show({"terminated": {"exitCode": 127, "message": '{"errno": 2}'}})
+    assert await process.wait() == Exit(127)
+    assert "could not be started: No such file" in (tmp_path / "err").read_text()
+
+
 async def test_a_courier_that_is_gone_does_not_keep_the_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "CARRIED_SECONDS", 0.1)
     process = await started(world, tmp_path)

@@ -168,7 +168,7 @@ class Pod:
             return pods.LOST, seen.lost or "its pod was deleted"
         if not self.shipment.done:
             log.warning("pod_ended_without_last_words", pod=self.name)
-        return seen.exit, seen.lost
+        return seen.exit, f"it could not be started: {seen.not_started}" if seen.not_started else seen.lost
 
     async def _next(self) -> None:
         """Returns after a change, or a moment."""
