@@ -12,6 +12,7 @@ from lepton.compute.v1 import allocation_pb2
 from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.deployment.v1 import deployment_service_pb2 as pb
 from libs.errors import Conflict
+from libs.launcher import InMemoryLauncher, InMemoryProcess, Launch
 from libs.rpc import Client, acting_for
 from services.deployment import consumers, repository
 from services.deployment.conftest import World, fail, serving
@@ -124,7 +125,8 @@ async def test_a_node_lost_while_its_replica_starts_is_no_failure_of_the_model(
     await create(deployment)
 
     async def started() -> bool:
-        return bool(world.launcher.running)
+        # Written down: a task that is cancelled within its unit takes a database in memory with it.
+        return any(row.handle for row in await rows(world))
 
     await eventually(started)
     await fail(first)
@@ -342,3 +344,60 @@ def test_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
             Settings(**wrong)
     with pytest.raises(ValidationError, match="no address that anybody can reach"):
         Settings(advertise_host="0.0.0.0")
+
+
+async def test_a_replica_on_another_machine_is_asked_there(world: World, deployment: Client, eventually: Eventually) -> None:
+    def answer(process: InMemoryProcess) -> None:
+        process.host = "10.0.0.7"
+        world.answer(process)
+
+    world.launcher.on_start = answer
+    node = world.node("n1", **SOON, replica_port=8000)
+    await node.start()
+    world.compute.node = "n1"
+    await create(deployment)
+    [found] = await resolve(deployment)
+    [process] = world.launcher.running
+    assert found.url == f"http://10.0.0.7:{40000 + process.pid}"
+    launch = process.launch
+    assert [str(word) for word in launch.argv][-6:-4] == ["--port", "8000"]
+    assert (launch.node, launch.devices, launch.labels["role"], len(launch.inputs)) == ("n1", 1, "replica", 1)
+    await node.stop()
+
+
+class SlowLauncher(InMemoryLauncher):
+    """Its starts take until they are broken off, as where an image has to come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starting = self.broken_off = 0
+
+    async def start(self, launch: Launch) -> InMemoryProcess:
+        self.starting += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.broken_off += 1
+            raise
+        raise AssertionError
+
+
+async def test_a_replica_that_has_to_go_while_it_is_started_is_broken_off(world: World, deployment: Client, eventually: Eventually) -> None:
+    world.launcher = slow = SlowLauncher()
+    node = world.node("n1", **SOON)
+    await node.start()
+    world.compute.node = "n1"
+    await create(deployment)
+
+    async def starting() -> bool:
+        return slow.starting > 0
+
+    await eventually(starting)
+    with acting_for("acme"):
+        await deployment.DeleteEndpoint(pb.DeleteEndpointRequest(name="wdbc"))
+
+    async def broken_off() -> bool:
+        return slow.broken_off == slow.starting
+
+    await eventually(broken_off)
+    await node.stop()

@@ -30,7 +30,9 @@ def build(own: ComputeSettings) -> Lifecycle:
     training_settings, deployment_settings = TrainingSettings(), DeploymentSettings()
     of_cluster = training_settings.launcher.url == "kubernetes:"
     if of_cluster != own.cluster:
-        raise ValueError("LEPTON_COMPUTE_CLUSTER and LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: go together: what a cluster offers runs in its pods")
+        raise ValueError(
+            "LEPTON_COMPUTE_CLUSTER and LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: go together: what a cluster offers runs in its pods"
+        )
     if not of_cluster:
         training_settings = training_settings.model_copy(update={"node": name})
         deployment_settings = deployment_settings.model_copy(update={"node": name})

@@ -17,7 +17,7 @@ from libs.launcher.kubernetes.manifests import LAUNCH, OWNER
 from libs.launcher.launcher import LaunchError
 
 GONE_SECONDS, LOOK_SECONDS = 60.0, 0.3
-KILL_SECONDS = 1
+KILL_SECONDS, MAX_WORDS = 1, 400
 _LATER = (408, 409, 425, 429)
 
 
@@ -109,12 +109,12 @@ class Cluster:
         except LaunchError as gone:
             raise Transient(str(gone)) from gone
 
-    async def why_no_pod(self, uid: str) -> str:
-        """What the cluster says of a Job whose pod it does not make; empty: nothing."""
+    async def warning_of(self, uid: str) -> str:
+        """The last that the cluster says of what it cannot do with a Job or a pod; empty: nothing."""
         with _answers():
             fields = {"involvedObject.uid": uid, "type": "Warning"}
             said = [event.message or "" async for event in self._api.list(Event, fields=fields)]
-        return said[-1] if said else ""
+        return " ".join(said[-1].split())[:MAX_WORDS] if said else ""
 
     async def remove(self, name: str, *, seconds: int = KILL_SECONDS) -> None:
         """Deletes the Job, with all that it owns, and kills its pod; what is not there is fine. 0 seconds: without waiting for its node."""

@@ -22,6 +22,7 @@ _USUAL = ("", "PodInitializing", "ContainerCreating")
 class Seen:
     """One look at a pod. `unplaced` and `stuck` say why it does not start, `lost` why it ended without its program's doing."""
 
+    uid: str = ""
     ip: str = ""
     running: bool = False
     # Of the program; with `not_started` it is none of its own.
@@ -48,6 +49,7 @@ def see(pod: Pod) -> Seen:
     over = status.phase in ("Succeeded", "Failed")
     reason, stuck = _stuck(list(containers.values()))
     return Seen(
+        uid=(pod.metadata.uid if pod.metadata else "") or "",
         ip=status.podIP or "",
         running=program.running is not None,
         exit=exit,

@@ -77,8 +77,9 @@ class Pod:
                 raise LaunchError(f"{self.id} could not be started: {why}")
             if self._seen is None and time.monotonic() > next_question:
                 next_question += PODLESS_SECONDS
-                if why := await self._cluster.why_no_pod(self.handle.rpartition("/")[2]):
+                if why := await self._cluster.warning_of(self.handle.rpartition("/")[2]):
                     raise LaunchError(f"{self.id} could not be started: the cluster makes no pod for it: {why}")
+            await self._require_in_time()
             await self._next()
         self._watching = asyncio.create_task(self._watch(), name=f"pod {self.name}")
 
@@ -131,9 +132,14 @@ class Pod:
             self._stuck_since = self._stuck_since or now
         if seen.unplaced and now - self._began > self._settings.place_seconds:
             return f"the cluster has no place for it: {seen.unplaced}"
-        if now - self._began > self._settings.start_seconds:
-            return f"it did not begin within {self._settings.start_seconds:g} s"
         return ""
+
+    async def _require_in_time(self) -> None:
+        """Raises LaunchError once it takes too long; some reasons stand in no status, only in what the cluster says beside it."""
+        limit = self._settings.start_seconds
+        if time.monotonic() - self._began > limit:
+            said = await self._cluster.warning_of(self._seen.uid) if self._seen else ""
+            raise LaunchError(f"{self.id} could not be started: it did not begin within {limit:g} s" + (f": {said}" if said else ""))
 
     async def _watch(self) -> Exit:
         while (end := self._end()) is None:
@@ -162,7 +168,7 @@ class Pod:
             return pods.LOST, seen.lost or "its pod was deleted"
         if not self.shipment.done:
             log.warning("pod_ended_without_last_words", pod=self.name)
-        return seen.exit, seen.lost
+        return seen.exit, f"it could not be started: {seen.not_started}" if seen.not_started else seen.lost
 
     async def _next(self) -> None:
         """Returns after a change, or a moment."""

@@ -135,6 +135,7 @@ async def test_what_is_not_there_is_said(launcher: Launcher, folder: Path) -> No
         assert "No such file" in str(error)
     else:
         assert await ended(process) == Exit(127)
+        assert "No such file" in (folder / "out").read_text()
 
 
 async def test_a_handle_ends_its_process_alone(launcher: Launcher, folder: Path) -> None:
