@@ -166,6 +166,9 @@ class Exchange:
         shipment.instance = shipment.instance or instance
         if shipment.instance != instance:
             raise Unwelcome("another pod runs it")
+        if shipment.refusal and hello["purpose"] == "mirror":
+            # Its courier was in the middle of a file, and has not heard why it was hung up on.
+            raise Unwelcome(shipment.refusal)
         return shipment
 
 

@@ -261,12 +261,14 @@ async def test_an_owner_that_knows_the_launch_no_more_has_it_ended(trip: Trip) -
 )
 async def test_a_program_that_writes_too_much_is_told_and_ended(trip: Trip, name: str, size: int, words: str) -> None:
     await trip.fetch()
-    trip.courier("mirror")
+    mirror = trip.courier("mirror")
     for number in range(25 if name == "many" else 1 if name == "large" else 3):
         trip.add(f"{name}-{number}", "x" * size)
     await eventually(lambda: trip.shipment.refusal)
     assert words in trip.shipment.refusal
     await eventually((trip.base / "stop").exists)
+    mirror.terminate()
+    assert await asyncio.to_thread(mirror.wait, 5) == 1
 
 
 async def say(trip: Trip, *messages: dict[str, Any] | bytes, **changed: Any) -> list[dict[str, Any]]:
