@@ -1,7 +1,7 @@
 """One worker node of a platform on several machines: says what the machine has, and runs training jobs and replicas on it.
 
-With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: and LEPTON_COMPUTE_CLUSTER it speaks for all nodes of a cluster: what is granted on any of them
-runs there in a pod. Two such processes, of different LAUNCHER__OWNER, share the work.
+With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: and LEPTON_COMPUTE_CLUSTER it speaks for all nodes of a cluster: what is granted on any of
+them runs there in a pod. Two such processes, of different LAUNCHER__OWNER, share the work.
 
 `python -m services.standalone.node`; settings as those of compute, training and deployment, under their own names.
 """
@@ -31,7 +31,7 @@ def build(own: ComputeSettings) -> Lifecycle:
     of_cluster = training_settings.launcher.url == "kubernetes:"
     if of_cluster != own.cluster:
         raise ValueError(
-            "LEPTON_COMPUTE_CLUSTER and LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: go together: what a cluster offers runs in its pods"
+            "what a cluster offers runs in its pods: LEPTON_COMPUTE_CLUSTER goes with LEPTON_PLATFORM_LAUNCHER__URL=kubernetes:"
         )
     if not of_cluster:
         training_settings = training_settings.model_copy(update={"node": name})
