@@ -30,7 +30,7 @@ def run(commands: str, platform: Cluster, folder: Path) -> None:
     for name in ("tools", "Makefile", "k8s", "deploy"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    commands = re.sub(r"(?<=-n |ace )lepton\b", platform.namespace, commands).replace("make k8s-up", "tools/k8s.sh up")
+    commands = re.sub(r"(-n |ace )lepton\b", rf"\1{platform.namespace}", commands).replace("make k8s-up", "tools/k8s.sh up")
     own = {"LEPTON_NAMESPACE": platform.namespace, "LEPTON_NODE_PORT": str(platform.node_port)}
     script = ["bash", "-euo", "pipefail", "-c", commands]
     done = subprocess.run(script, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, timeout=600, check=False)
