@@ -30,12 +30,14 @@ class SubprocessLauncher:
 
     async def start(self, launch: Launch) -> "Subprocess":
         """See Launcher. 15–30 ms, off the event loop."""
-        nanny, owner_end = await asyncio.to_thread(_spawn, launch)
-        process = Subprocess(launch.id, nanny, owner_end)
+        spawning = asyncio.create_task(asyncio.to_thread(_spawn, launch), name=f"spawn {launch.id}")
         try:
+            nanny, owner_end = await asyncio.shield(spawning)
+            process = Subprocess(launch.id, nanny, owner_end)
             await process.started()
         except BaseException:
-            owner_end.close()
+            # Broken off, perhaps while the nanny was made: it ends with its socket, and is waited for.
+            await asyncio.shield(asyncio.create_task(_abandon(spawning), name=f"abandon {launch.id}"))
             raise
         return process
 
@@ -128,6 +130,15 @@ class Subprocess:
             self._buffer += heard
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+
+async def _abandon(spawning: "asyncio.Task[tuple[subprocess.Popen[bytes], socket.socket]]") -> None:
+    try:
+        nanny, owner_end = await spawning
+    except LaunchError:
+        return  # There is none.
+    owner_end.close()
+    await asyncio.to_thread(nanny.wait)
 
 
 def _spawn(launch: Launch) -> tuple["subprocess.Popen[bytes]", socket.socket]:
