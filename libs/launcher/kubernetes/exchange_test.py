@@ -362,8 +362,6 @@ async def test_without_the_launchs_own_token_nothing_is_heard(trip: Trip, change
         b'{"do": "put", "path": "x", "size": true}\n',
         b'{"do": "sing"}\n',
         b'{"do": ["put"]}\n',
-        b'{"do": "append", "path": "x", "offset": 0, "size": 0}\n',
-        b'{"do": "put", "path": "events.jsonl", "size": 0}\n',
     ],
 )
 async def test_nonsense_hurts_its_sender_alone(trip: Trip, message: bytes) -> None:
@@ -371,6 +369,20 @@ async def test_nonsense_hurts_its_sender_alone(trip: Trip, message: bytes) -> No
     assert len(answers) == 1 or "refused" in answers[1]
     assert await say(trip, {"do": "put", "path": "fine", "size": 4}, b"fine") == [{}, {}]
     assert trip.at_home("fine") == "fine"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (b'{"do": "append", "path": "x", "offset": 0, "size": 0}\n', "x is none of the files that are added to"),
+        (b'{"do": "put", "path": "events.jsonl", "size": 0}\n', "events.jsonl is only added to"),
+    ],
+)
+async def test_what_is_refused_ends_its_launch_which_hears_why_again(trip: Trip, message: bytes, words: str) -> None:
+    assert (await say(trip, message))[1] == {"refused": words}
+    assert trip.shipment.stop == 0
+    assert await say(trip, {"do": "put", "path": "fine", "size": 4}, b"fine") == [{"refused": words}]
+    assert trip.at_home("fine") is None
 
 
 async def test_half_a_file_is_none(trip: Trip) -> None:
