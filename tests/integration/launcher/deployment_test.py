@@ -21,7 +21,7 @@ from libs.rpc import acting_for
 from services.deployment.conftest import World, serving, ship, world
 from services.deployment.node import Node
 from services.deployment.runner import is_healthy
-from tests.cluster import require_cluster
+from tests.pods import launcher_settings
 
 __all__ = ["world"]
 
@@ -42,7 +42,7 @@ class Anywhere:
 
 @pytest.fixture
 async def launcher() -> AsyncIterator[Any]:
-    launcher, parts = open_launcher(require_cluster())
+    launcher, parts = open_launcher(launcher_settings())
     lifecycle = Lifecycle(parts)
     await lifecycle.start()
     yield Anywhere(launcher)
