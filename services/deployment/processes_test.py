@@ -56,7 +56,8 @@ async def deployment(world: World, package: Path, tmp_path: Path) -> AsyncIterat
     async with serving(world, embedded, tmp_path) as client:
         yield client
     await embedded.stop()
-    assert not [p for p in psutil.Process().children(recursive=True) if "services.deployment.replica" in p.cmdline()]
+    alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in alive if "services.deployment.replica" in p.cmdline()]
 
 
 async def resolve(deployment: Client) -> pb.ReplicaAddress:

@@ -58,7 +58,7 @@ def test_a_run_is_a_job_of_one_pod_on_the_node_of_its_allocation(cluster_platfor
     assert not [volume for volume in spec["volumes"] if "projected" in volume]
     assert [each["name"] for each in program["env"]] == ["JOB_COMPLETION_INDEX"], "what it is told is in its Secret"
     # What the run says is heard while it runs.
-    assert eventually(lambda: shown(tenant, id)["progress"], timeout=90), shown(tenant, id)
+    assert eventually(lambda: shown(tenant, id).get("progress"), timeout=90), shown(tenant, id)
     with tenant.http() as http:
         http.post(f"/v1/training-jobs/{id}/cancel", json={}).raise_for_status()
     assert ended(tenant, id)["state"] == "cancelled"
@@ -109,7 +109,7 @@ def test_an_endpoint_from_none_to_three_and_back(cluster_platform: Cluster) -> N
             http.patch("/v1/endpoints/line", json={"replicas": replicas}).raise_for_status()
 
             def pods(wanted: int = replicas) -> bool:
-                found = tenant.get("pods", "--selector", REPLICAS)
+                found = tenant.get("pods", "--selector", f"{REPLICAS},lepton.dev/workspace=scaled")
                 mine = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
                 return len(mine) == wanted and http.get("/v1/endpoints/line").json()["ready_replicas"] == wanted
 
