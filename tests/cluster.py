@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -57,7 +57,6 @@ class Cluster(Reachable):
     address: str = ""
     key: str = ""
     seconds: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -96,7 +95,7 @@ class Cluster(Reachable):
         return [pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def workload(self, service: str) -> str:
-        return f"statefulset/{service}" if service in ("worker", "runner") else f"deployment/{service}"
+        return f"statefulset/{service}" if service == "runner" else f"deployment/{service}"
 
     def rolled_out(self, service: str) -> None:
         self.kubectl("rollout", "status", self.workload(service), "--timeout", "240s", timeout=260)
@@ -117,7 +116,7 @@ class Cluster(Reachable):
         own = {"LEPTON_NAMESPACE": self.namespace, "LEPTON_NODE_PORT": str(self.node_port)}
         done = subprocess.run(
             [ROOT / "tools" / "k8s.sh", word],
-            env={**os.environ, **own, **self.environment, **environment},
+            env={**os.environ, **own, **environment},
             capture_output=True,
             text=True,
             timeout=600,

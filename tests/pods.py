@@ -4,12 +4,15 @@ Pods must reach this machine.
 """
 
 import os
+from collections.abc import AsyncIterator
 from functools import cache
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from libs.launcher import LauncherSettings
+from libs.launcher import Launcher, LauncherSettings, open_launcher
+from libs.lifecycle import Lifecycle
 from tests import cluster
 
 IMAGE = os.environ.get("LEPTON_CLUSTER_IMAGE", "lepton/worker:dev")
@@ -49,3 +52,19 @@ def launcher_settings() -> LauncherSettings:
 def kubectl(*words: str) -> str:
     """What kubectl says, in the tests' namespace."""
     return cluster.kubectl("--namespace", NAMESPACE, *words)
+
+
+@pytest.fixture
+async def launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
+    """Of `settings`, which each suite has of its own."""
+    launcher, parts = open_launcher(settings)
+    lifecycle = Lifecycle(parts)
+    await lifecycle.start()
+    yield launcher
+    await lifecycle.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"

@@ -5,19 +5,7 @@ import asyncio
 import pytest
 
 from libs.lifecycle import Lifecycle, Loop
-
-
-class Recorder:
-    def __init__(self, name: str, log: list[str], *, fails: bool = False) -> None:
-        self.name, self.log, self.fails = name, log, fails
-
-    async def start(self) -> None:
-        if self.fails:
-            raise RuntimeError(self.name)
-        self.log.append(f"+{self.name}")
-
-    async def stop(self) -> None:
-        self.log.append(f"-{self.name}")
+from libs.testing import Recorder
 
 
 async def test_stop_is_the_reverse_of_start() -> None:

@@ -6,19 +6,7 @@ from pathlib import Path
 import pytest
 
 from libs.process import Alive
-
-
-class Recorder:
-    def __init__(self, name: str, log: list[str], *, fails: bool = False) -> None:
-        self.name, self.log, self.fails = name, log, fails
-
-    async def start(self) -> None:
-        if self.fails:
-            raise RuntimeError(self.name)
-        self.log.append(f"+{self.name}")
-
-    async def stop(self) -> None:
-        self.log.append(f"-{self.name}")
+from libs.testing import Recorder
 
 
 async def test_the_file_of_a_live_process_is_there_from_ready_to_stop(tmp_path: Path) -> None:

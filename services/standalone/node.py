@@ -45,8 +45,8 @@ def build(own: ComputeSettings) -> Lifecycle:
         *launching,
         InService("training", training.build_worker(training_settings, log, launcher=launcher)),
         InService("deployment", deployment.build_node(deployment_settings, log, launcher)),
+        InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))),
     ]
-    parts.append(InService("compute", compute.build_agent(own.model_copy(update={"node_name": name}))))
     return Lifecycle(parts, grace_seconds=GRACE_SECONDS / 2)
 
 

@@ -1,13 +1,12 @@
 """Every manifest is one that the cluster takes, and no pod of the platform may more than it needs."""
 
-import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster import SERVICES, kubectl, require_cluster
 from tests.composed import ROOT
@@ -18,17 +17,14 @@ COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/ku
 OVERLAYS = ("dev", "prod")
 
 
+def text_of(folder: Path) -> str:
+    """A kustomization as `kubectl apply -k` sends it."""
+    return kubectl("kustomize", str(folder))
+
+
 def built(folder: Path) -> list[dict[str, Any]]:
-    """The objects of a kustomization, as `kubectl apply -k` sends them."""
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    converted = kubectl("create", "--dry-run=client", "--validate=false", "--output", "json", "--filename", "-", text=done.stdout)
-    decoder, found, at = json.JSONDecoder(), list[dict[str, Any]](), 0
-    while at < len(converted.rstrip()):
-        value, at = decoder.raw_decode(converted, at)
-        found.extend(value["items"] if value["kind"] == "List" else [value])
-        at += len(converted[at:]) - len(converted[at:].lstrip())
-    return found
+    """Its objects."""
+    return list(yaml.safe_load_all(text_of(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +38,11 @@ def namespace() -> Iterator[str]:
 
 
 def accepted(folder: Path, namespace: str) -> list[str]:
-    text = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True, timeout=60).stdout
-    text = re.sub(r"^( *namespace:) lepton$", rf"\1 {namespace}", text, flags=re.MULTILINE)
+    text = re.sub(r"^( *namespace:) lepton$", rf"\1 {namespace}", text_of(folder), flags=re.MULTILINE)
     # Another platform may have it.
     text = text.replace("nodePort: 30080", "nodePort: 32760")
-    words = (
-        "apply",
-        "--server-side",
-        "--dry-run=server",
-        "--validate=strict",
-        "--namespace",
-        namespace,
-        "--output",
-        "name",
-        "--filename",
-        "-",
-    )
-    return kubectl(*words, text=text).split()
+    dry = ("--server-side", "--dry-run=server", "--validate=strict", "--namespace", namespace)
+    return kubectl("apply", *dry, "--output", "name", "--filename", "-", text=text).split()
 
 
 @pytest.mark.parametrize("folder", BASES, ids=lambda path: path.name)

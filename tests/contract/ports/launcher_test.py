@@ -3,15 +3,16 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from libs.launcher import Exit, Launch, Launcher, LaunchError, LauncherSettings, Process, open_launcher
-from libs.lifecycle import Lifecycle
-from tests.pods import launcher_settings
+from libs.launcher import Exit, Launch, Launcher, LaunchError, LauncherSettings, Process
+from tests.pods import folder, launcher, launcher_settings
+
+__all__ = ["folder", "launcher"]
 
 SLEEP = ["python", "-c", "import time; print('up', flush=True); time.sleep(600)"]
 DEAF = ["python", "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"]
@@ -22,21 +23,6 @@ def settings(request: pytest.FixtureRequest) -> LauncherSettings:
     if request.param == "subprocess:":
         return LauncherSettings()
     return launcher_settings()
-
-
-@pytest.fixture
-async def launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
-    launcher, parts = open_launcher(settings)
-    lifecycle = Lifecycle(parts)
-    await lifecycle.start()
-    yield launcher
-    await lifecycle.stop()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
 
 
 def launch(folder: Path, argv: list[str], **changed: Any) -> Launch:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from libs.launcher import Exit, Launch, Launcher, LaunchError, LauncherSettings, open_launcher
 from libs.lifecycle import Lifecycle
-from tests.pods import kubectl, launcher_settings
+from tests.pods import folder, kubectl, launcher, launcher_settings
+
+__all__ = ["folder", "launcher"]
 
 SLEEP = ["python", "-c", "import time; print('up', flush=True); time.sleep(600)"]
 OWNER = """
@@ -37,21 +39,6 @@ asyncio.run(main())
 @pytest.fixture
 def settings() -> LauncherSettings:
     return launcher_settings()
-
-
-@pytest.fixture
-async def launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
-    launcher, parts = open_launcher(settings)
-    lifecycle = Lifecycle(parts)
-    await lifecycle.start()
-    yield launcher
-    await lifecycle.stop()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
 
 
 def launch(folder: Path, argv: list[str] = SLEEP, **changed: Any) -> Launch:
