@@ -24,7 +24,7 @@ MAX_ENTRIES = 50_000
 CONNECT_SECONDS, ANSWER_SECONDS, ORDER_SECONDS = 5.0, 60.0, 15.0
 FETCH_SECONDS, LAST_SECONDS = 60.0, 20.0
 ROUND_SECONDS = 0.1
-# A file that has changed so lately may still be written to; one that never rests is sent as it is.
+# A file that has changed so lately may still be written to; what never rests is sent as it is, for the journals wait behind it.
 SETTLED_SECONDS, RESTLESS_SECONDS = 0.3, 2.0
 # Without a word from the owner for so long the program ends: nobody would hear of it, and somebody pays for it.
 ALONE_SECONDS = 60.0
@@ -145,7 +145,7 @@ class Mirror:
         self._state, self._skip = task["state"], set(task["skip"])
         self._offsets: dict[str, int] = dict.fromkeys(task["journals"], 0)
         self._seen: dict[str, list[int]] = {}
-        self._since: dict[str, float] = {}
+        self._held_since: float | None = None
         self._sent: dict[str, list[int]] = {}
         try:
             with open(self._state, "rb") as file:
@@ -162,16 +162,16 @@ class Mirror:
         for path in before.keys() - found.keys():
             line.ask({"do": "delete", "path": path})
             del self._sent[path]
-        held = False
+        held, hurried = False, last or self._held_for_long()
         for path in sorted(found):
             if self._sent.get(path) == found[path]:
-                self._since.pop(path, None)
-            elif not last and self._restless(path, found[path]):
+                continue
+            if not hurried and self._restless(path, found[path]):
                 held = True
             else:
                 self._put(line, path)
         self._seen = found
-        self._since = {path: since for path, since in self._since.items() if path in found}
+        self._held_since = (self._held_since or time.monotonic()) if held else None
         if self._sent != before:
             write_whole(self._state, json.dumps(self._sent).encode())
         if not held:
@@ -179,10 +179,10 @@ class Mirror:
                 self._append(line, name, end)
 
     def _restless(self, path: str, mark: list[int]) -> bool:
-        since = self._since.setdefault(path, time.monotonic())
-        if self._seen.get(path) == mark or time.time() - mark[2] / 1e9 > SETTLED_SECONDS:
-            return False
-        return time.monotonic() - since < RESTLESS_SECONDS
+        return self._seen.get(path) != mark and time.time() - mark[2] / 1e9 <= SETTLED_SECONDS
+
+    def _held_for_long(self) -> bool:
+        return self._held_since is not None and time.monotonic() - self._held_since > RESTLESS_SECONDS
 
     def _scan(self) -> dict[str, list[int]]:
         """Plain files; none that is being made (a dot before its name, .part behind it), and no link."""
@@ -221,7 +221,6 @@ class Mirror:
             mark = mark_of(os.fstat(file.fileno()))
             line.ask({"do": "put", "path": path, "size": mark[1]}, pieces(file, mark[1]))
         self._sent[path] = mark
-        self._since.pop(path, None)
 
     def _append(self, line: Line, name: str, end: int) -> None:
         while self._offsets[name] < end:

@@ -163,6 +163,20 @@ async def test_a_file_that_never_rests_does_not_keep_events_back(trip: Trip) -> 
             await asyncio.sleep(0.02)
 
 
+async def test_files_that_are_always_new_do_not_keep_events_back(trip: Trip) -> None:
+    """As of a run with short epochs, each with a checkpoint in the place of the last."""
+    await trip.fetch()
+    trip.courier("mirror")
+    trip.add("events.jsonl", "an event\n")
+    number = 0
+    async with asyncio.timeout(20):
+        while trip.at_home("events.jsonl") != "an event\n":
+            number += 1
+            trip.add(f"made/{number}", "x")
+            (trip.away / f"made/{number - 1}").unlink(missing_ok=True)
+            await asyncio.sleep(0.02)
+
+
 async def test_kill_9_of_the_courier_loses_and_doubles_nothing(trip: Trip) -> None:
     await trip.fetch()
     for number in range(6):
