@@ -46,7 +46,7 @@ _CODE_BY_STATUS = {
     "UNIMPLEMENTED": "unimplemented",
     "UNAUTHENTICATED": "unauthenticated",
 }
-_AWAY = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+_READY, _AWAY = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _tracer = trace.get_tracer("libs.rpc")
 
 
@@ -83,6 +83,7 @@ class Client:
         self._certificates = CertificateFiles(tls) if tls and not address.startswith(_UNIX) else None
         self._channel: grpc.aio.Channel | None = None
         self._senders: dict[str, Callable[..., Any]] = {}
+        self._was_ready = False
         self._away_since: float | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -126,6 +127,7 @@ class Client:
                 credentials = channel_credentials(self._certificates.current)
                 self._channel = grpc.aio.secure_channel(_target(self._address), credentials, options=options)
             self._senders.clear()
+            self._was_ready = False
         return self._channel
 
     def _retire(self, channel: grpc.aio.Channel) -> None:
@@ -133,39 +135,48 @@ class Client:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _sender(self, method: "_Method") -> Callable[..., Any]:
+    def _sender(self, method: "_Method") -> Callable[..., Any]:
         channel = self._connected()
-        if not self._address.startswith(_UNIX):
-            await self._wait_while_away(channel)
         sender = self._senders.get(method.path)
         if sender is None:
             make = channel.unary_stream if method.streams else channel.unary_unary
             sender = self._senders[method.path] = make(method.path, **method.codec)
         return sender
 
-    async def _wait_while_away(self, channel: grpc.aio.Channel) -> None:
-        if channel.get_state() is not _AWAY:
-            self._away_since = None
-            return
+    async def _is_near(self) -> bool:
+        """Whether the service answers, or is just between two replicas: waits for the next one, but never long, and never twice."""
+        channel = self._connected()
+        if self._address.startswith(_UNIX):
+            return False
+        state = channel.get_state()
+        if state is _READY:
+            self._was_ready, self._away_since = True, None
+            return True
+        # The first way of all is quick.
+        if not (self._was_ready or state is _AWAY):
+            return False
         if self._away_since is None:
             self._away_since = time.monotonic()
         left = self._away_since + PATIENCE_SECONDS - time.monotonic()
         remaining = current_call().remaining()
         try:
             async with asyncio.timeout(max(0.0, left if remaining is None else min(left, remaining - 2 * _MARGIN_SECONDS))):
-                while channel.get_state() is _AWAY:
-                    await channel.wait_for_state_change(_AWAY)
+                while (state := channel.get_state(try_to_connect=True)) not in (_READY, grpc.ChannelConnectivity.SHUTDOWN):
+                    await channel.wait_for_state_change(state)
         except TimeoutError:
-            return  # The call itself says so.
+            return False  # The call itself says so.
         self._away_since = None
+        return True
 
     def _unary(self, method: "_Method") -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, timeout: float | None = None, *, idempotency_key: str = "") -> Any:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
-                send = await self._sender(method)
-                return await send(request, timeout=self._time_for(method, timeout or self._timeout), metadata=tuple(metadata.items()))
+                near = await self._is_near()
+                send, time_left = self._sender(method), self._time_for(method, timeout or self._timeout)
+                # Where the last replica leaves between that look and this line, the call waits for the next one.
+                return await send(request, timeout=time_left, metadata=tuple(metadata.items()), wait_for_ready=near)
 
         return call
 
@@ -174,8 +185,8 @@ class Client:
             with self._calling(method) as metadata:
                 if idempotency_key:
                     metadata["idempotency-key"] = idempotency_key
-                send = await self._sender(method)
-                call = send(request, timeout=self._time_for(method, timeout), metadata=tuple(metadata.items()))
+                await self._is_near()
+                call = self._sender(method)(request, timeout=self._time_for(method, timeout), metadata=tuple(metadata.items()))
                 try:
                     async for response in call:
                         yield response

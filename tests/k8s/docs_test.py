@@ -55,7 +55,7 @@ def test_a_backup_survives_the_removal_of_everything_and_nothing_else_does(tmp_p
         assert not kubectl("get", "namespace", platform.namespace, "--ignore-not-found")
         assert eventually(lambda: not volumes & set(kubectl("get", "persistentvolumes", "--output", "name").split()), timeout=60)
         for kind in ("clusterroles", "clusterrolebindings", "customresourcedefinitions", "validatingwebhookconfigurations"):
-            assert "lepton" not in kubectl("get", kind, "--output", "name")
+            assert platform.namespace not in kubectl("get", kind, "--output", "name")
 
         run(block("Into an empty cluster:"), platform, tmp_path)
         with tenant.http() as http:
