@@ -68,7 +68,7 @@ def test_lists(name: str) -> None:
         assert {"page_size", "page_token"} <= set(request)
         assert "next_page_token" in response
     else:
-        assert name.rsplit(".", 1)[-1] in {"ListPlans", "ListReplicas"}
+        assert name.rsplit(".", 1)[-1] in {"ListPlans", "ListReplicas", "ListRevisions"}
 
 
 @pytest.mark.parametrize("name", rules())
