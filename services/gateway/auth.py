@@ -14,53 +14,45 @@ from libs.errors import Forbidden, Unauthenticated
 from libs.rpc import Call, Client, Identity, acting
 from libs.rpc.names import enum_name_by_number
 from libs.telemetry import WORKSPACE
-from services.gateway.cache import TtlCache
 from services.gateway.limits import RateLimits
 from services.gateway.problems import Problems
+from services.gateway.remembered import Remembered
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 KNOWN_SECONDS = 2.0
-UNKNOWN_SECONDS = 1.0
-_CACHE_SIZE = 10_000
+STALE_SECONDS = 300.0
 _LONGEST_KEY = 512
 _HOW = "send `Authorization: Bearer KEY` with an API key; `lepton up` prints the first one, POST /v1/api-keys makes more"
 
 
 class Authenticator:
-    """Asks accounts who a key belongs to, and remembers the answer for a moment."""
+    """Asks accounts who a key belongs to, and remembers the answer for a moment; known keys stay known while accounts cannot be reached."""
 
     def __init__(self, accounts: Client) -> None:
         self._accounts = accounts
-        self._cache: TtlCache[bytes, Identity | Unauthenticated] = TtlCache(_CACHE_SIZE)
-        self._generation = 0
+        self._known: Remembered[bytes, Identity | Unauthenticated] = Remembered(
+            self._ask, fresh_seconds=KNOWN_SECONDS, stale_seconds=STALE_SECONDS
+        )
 
     async def identify(self, key: str) -> Identity:
         """Raises Unauthenticated for a key that is unknown or revoked."""
         digest = hashlib.sha256(key.encode()).digest()
-        known = self._cache.get(digest)
-        if known is None:
-            known = await self._ask(digest)
+        known = self._known.now(digest) or await self._known.get(digest)
         if isinstance(known, Unauthenticated):
             raise Unauthenticated(known.detail)
         return known
 
     def forget(self) -> None:
         """After a key was revoked or a member removed: what is remembered, or being asked right now, may be wrong."""
-        self._generation += 1
-        self._cache.clear()
+        self._known.clear()
 
     async def _ask(self, digest: bytes) -> Identity | Unauthenticated:
-        generation = self._generation
-        answer: Identity | Unauthenticated
         try:
             with acting(Call()):
                 found = await self._accounts.Authenticate(accounts_service_pb2.AuthenticateRequest(key_sha256=digest))
-            answer = Identity("", found.workspace, found.member, found.role, found.api_key_id)
         except Unauthenticated:
-            answer = Unauthenticated(f"the API key is unknown or revoked; {_HOW}")
-        if generation == self._generation:
-            self._cache.put(digest, answer, UNKNOWN_SECONDS if isinstance(answer, Unauthenticated) else KNOWN_SECONDS)
-        return answer
+            return Unauthenticated(f"the API key is unknown or revoked; {_HOW}")
+        return Identity("", found.workspace, found.member, found.role, found.api_key_id)
 
 
 class Authentication:

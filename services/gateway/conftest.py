@@ -14,7 +14,7 @@ from libs.storage import InMemoryArtifactStore
 from libs.telemetry import Span
 from libs.telemetry.tracing import start_tracing
 from services.gateway.fakes import Behind, Replica
-from services.gateway.main import Gateway
+from services.gateway.main import Gateway, InferencePath
 from services.gateway.settings import GatewaySettings, Limits
 
 PRIVATE, PUBLIC = generate_key()
@@ -32,10 +32,11 @@ class FakeTraces:
 
 @dataclass
 class World:
-    """Everything that a test touches. `client` calls as the owner of acme."""
+    """Everything that a test touches. `client` calls as the owner of acme, by the inference path, as every client does."""
 
     behind: Behind
     gateway: Gateway
+    front: InferencePath
     client: httpx.AsyncClient
     models: InMemoryArtifactStore
     datasets: InMemoryArtifactStore
@@ -77,15 +78,24 @@ async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore,
         stack.push_async_callback(server.stop, 0)
         peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
         settings = GatewaySettings(
-            port=0, peers=peers, identity=IdentitySettings(private_key=SecretStr(PRIVATE)), limits=limits, prediction_block=10
+            port=0,
+            socket=f"{tmp_path}/control",
+            peers=peers,
+            identity=IdentitySettings(private_key=SecretStr(PRIVATE)),
+            limits=limits,
+            prediction_block=10,
         )
         traces = FakeTraces()
         gateway = Gateway(settings, traces=traces, datasets=datasets, models=models)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
-        client = httpx.AsyncClient(base_url=gateway.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
+        own = {"socket": "", "control_url": gateway.address, "spool_dir": f"{tmp_path}/spool"}
+        front = InferencePath(settings.model_copy(update=own))
+        await front.start()
+        stack.push_async_callback(front.stop)
+        client = httpx.AsyncClient(base_url=front.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
         await stack.enter_async_context(client)
         replicas: list[Replica] = []
-        yield World(behind, gateway, client, models, datasets, traces, replicas)
+        yield World(behind, gateway, front, client, models, datasets, traces, replicas)
         for replica in replicas:
             await replica.stop()

@@ -7,16 +7,19 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import orjson
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.settings import Limits
+from services.gateway.settings import GatewaySettings, Limits
 
+# Where a request's scope says what to do when its caller goes away.
+ON_GONE = "lepton.on_gone"
 _REASONS = {
     400: ("invalid_request", "Bad Request", "this is not a valid HTTP/1.1 request"),
     431: ("too_large", "Request Header Fields Too Large", "the request's line and headers are too large or too many"),
@@ -24,33 +27,17 @@ _REASONS = {
 
 
 class HttpServer:
-    """Listens on host:port; port 0 takes a free one, which `address` names after start().
+    """Listens on host:port, or on a unix socket; port 0 takes a free one, which `address` names after start().
 
     At its stop it sets `draining` and goes on for `drain_seconds`, asking clients to connect elsewhere; then it sets `closing` and ends.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        host: str,
-        port: int,
-        limits: Limits,
-        *,
-        problem_base: str,
-        draining: asyncio.Event,
-        closing: asyncio.Event,
-        drain_seconds: float = 0.0,
-        grace_seconds: int = 5,
+        self, app: ASGIApp, settings: GatewaySettings, *, draining: asyncio.Event, closing: asyncio.Event, grace_seconds: int = 5
     ) -> None:
-        self.address = f"http://{host}:{port}"
-        self._draining = draining
-        self._closing = closing
-        self._drain_seconds = drain_seconds
-        self._app = app
-        self._host = host
-        self._port = port
-        self._limits = limits
-        self._problem_base = problem_base
+        self.address = f"unix:{settings.socket}" if settings.socket else f"http://{settings.host}:{settings.port}"
+        self._app, self._settings = app, settings
+        self._draining, self._closing = draining, closing
         self._grace_seconds = grace_seconds
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -58,18 +45,16 @@ class HttpServer:
     async def start(self) -> None:
         """Raises OSError in words when the port is taken."""
         listener = self._listen()
-        host, port = listener.getsockname()[:2]
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config = uvicorn.Config(
             self._app,
-            http=_protocol(self._limits, self._problem_base),
+            http=_protocol(self._settings.limits, self._settings.problem_base),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=int(self._limits.idle_seconds),
+            timeout_keep_alive=int(self._settings.limits.idle_seconds),
             timeout_graceful_shutdown=self._grace_seconds,
         )
         self._server = _Server(config)
@@ -87,22 +72,30 @@ class HttpServer:
             # The first are read once a second, to make the second.
             for headers in (self._server.config.encoded_headers, self._server.server_state.default_headers):
                 headers.append((b"connection", b"close"))
-            await asyncio.sleep(self._drain_seconds)
+            await asyncio.sleep(self._settings.drain_seconds)
             self._closing.set()
             self._server.should_exit = True
             await self._task
             self._server = self._task = None
 
     def _listen(self) -> socket.socket:
+        host, port, path = self._settings.host, self._settings.port, self._settings.socket
+        if path:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            Path(path).unlink(missing_ok=True)
+            listener.bind(path)
+            return listener
         try:
-            return socket.create_server(
-                (self._host, self._port), backlog=2048, family=socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            )
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), backlog=2048, family=family, reuse_port=self._settings.share_port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                words = f"port {self._port} of {self._host} is taken by another program; choose another one with LEPTON_GATEWAY_PORT"
+                words = f"port {port} of {host} is taken by another program; choose another one with LEPTON_GATEWAY_PORT"
                 raise OSError(error.errno, words) from error
             raise
+        host, port = listener.getsockname()[:2]
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return listener
 
 
 class _Server(uvicorn.Server):
@@ -137,12 +130,15 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
                 transport.abort()
                 return
             # asyncio does so only for sockets that name their protocol; else a body waits 40 ms for its head's acknowledgement.
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if transport.get_extra_info("socket").family != socket.AF_UNIX:
+                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._arm()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
             super().connection_lost(exc)
+            if self.cycle is not None and (leave := cast(Callable[[], None] | None, self.cycle.scope.get(ON_GONE))):
+                leave()
 
         def data_received(self, data: bytes) -> None:
             if self._timer is None and not self._receiving and (self.cycle is None or self.cycle.response_complete):

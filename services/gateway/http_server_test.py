@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.conftest import World
 from services.gateway.http_server import HttpServer
-from services.gateway.settings import Limits
+from services.gateway.settings import GatewaySettings, Limits
 
 HEAD = b"GET /v1/me HTTP/1.1\r\nhost: a\r\nauthorization: Bearer owner-key\r\n"
 
@@ -20,7 +20,7 @@ def limits() -> Limits:
 
 
 async def talk(world: World, *parts: bytes, pause: float = 0.0) -> bytes:
-    host, port = world.gateway.address.removeprefix("http://").split(":")
+    host, port = world.front.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         for part in parts:
@@ -89,17 +89,15 @@ async def test_a_large_upload_without_a_key_hears_why(world: World) -> None:
 async def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = HttpServer(
-            lambda *_: None, "127.0.0.1", port, Limits(), problem_base="", draining=asyncio.Event(), closing=asyncio.Event()
-        )
+        server = HttpServer(lambda *_: None, GatewaySettings(port=port), draining=asyncio.Event(), closing=asyncio.Event())
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken"):
             await server.start()
 
 
 async def test_a_gateway_that_is_about_to_stop_answers_and_sends_its_clients_elsewhere(world: World) -> None:
     assert (await world.client.get("/healthz")).headers.get("connection") is None
-    world.gateway._server._drain_seconds = 0.6
-    stopping = asyncio.create_task(world.gateway.stop())
+    world.front._server._settings = world.front._server._settings.model_copy(update={"drain_seconds": 0.6})
+    stopping = asyncio.create_task(world.front.stop())
     await asyncio.sleep(0.3)
     for path in ("/healthz", "/readyz"):
         assert (await world.client.get(path)).status_code == 503

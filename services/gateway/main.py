@@ -1,7 +1,9 @@
-"""Puts the gateway together from its settings, and runs it: `python -m services.gateway.main`."""
+"""Composition root of the gateway's two processes: `python -m services.gateway.main`, and the same with `inference`."""
 
 import asyncio
+import sys
 import uuid
+from pathlib import Path
 
 import uvloop
 from fastapi import FastAPI
@@ -11,25 +13,28 @@ from libs.process import run
 from libs.storage import ArtifactStore, open_store
 from libs.telemetry import TraceStore, open_trace_store
 from services.gateway.app import build_app
-from services.gateway.auth import Authenticator
+from services.gateway.auth import Authentication, Authenticator
 from services.gateway.http_server import HttpServer
-from services.gateway.inference import Router
+from services.gateway.inference.app import Inference, split
+from services.gateway.inference.forward import Forward
+from services.gateway.inference.metering import Meter
+from services.gateway.inference.quota import PredictionQuota
+from services.gateway.inference.router import Router
+from services.gateway.inference.traffic import Traffic
 from services.gateway.limits import RateLimits
 from services.gateway.operations import Operation
 from services.gateway.peers import SERVICES, Peers, connect
-from services.gateway.predictions import Predictions
 from services.gateway.problems import Problems
-from services.gateway.quota import PredictionQuota
+from services.gateway.routes import inference
 from services.gateway.routes.datasets import Datasets
-from services.gateway.routes.endpoints import Endpoints
 from services.gateway.routes.health import Health
 from services.gateway.routes.models import Models
-from services.gateway.routes.open_inference import OpenInference
 from services.gateway.routes.reference import Reference
 from services.gateway.routes.traces import Elsewhere, Traces
 from services.gateway.routes.training_jobs import TrainingJobs
 from services.gateway.routes.uploads import Uploads
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import Tracing
 from services.gateway.transcode import operations_of
 from services.gateway.uploads import UploadTokens
 
@@ -38,7 +43,7 @@ GRACE_SECONDS, SLACK_SECONDS = 15, 5.0
 
 
 class Gateway:
-    """A lifecycle component. `traces` and the stores are given where another process part keeps them.
+    """A lifecycle component: the REST control plane. `traces` and the stores are given where another process part keeps them.
 
     `address` is the URL after start(); `app` the ASGI application.
     """
@@ -55,15 +60,10 @@ class Gateway:
         problems = Problems(settings.problem_base)
         peers = connect(settings.peers, settings.identity.signer("gateway"), settings.tls)
         authenticator = Authenticator(peers.accounts)
-        quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
-        predictions = Predictions(peers, Router(peers.deployment, seconds=settings.predict_seconds), quota, limits)
         draining, closing = asyncio.Event(), asyncio.Event()
         datasets = datasets or open_store(settings.storage, "datasets")
         tokens = UploadTokens(settings.identity)
         operations = [
-            # Routes are tried in order: first those that are asked most often.
-            *Endpoints(predictions).operations(),
-            *OpenInference(predictions).operations(),
             *_transcoded(peers, authenticator, settings),
             *Datasets(peers.data, datasets, tokens, limits, problems).operations(),
             *Uploads(peers.accounts, datasets, tokens, limits).operations(),
@@ -71,21 +71,48 @@ class Gateway:
             *TrainingJobs(peers.training, problems, closing).operations(),
             *Traces(traces or trace_store(settings)).operations(),
             *Health(peers, draining).operations(),
+            *inference.operations(),
         ]
         operations += Reference(operations).operations()
         self.app: FastAPI = build_app(operations, authenticator, RateLimits(limits), problems)
-        self._server = HttpServer(
-            self.app,
-            settings.host,
-            settings.port,
-            limits,
-            problem_base=settings.problem_base,
-            draining=draining,
-            closing=closing,
-            drain_seconds=settings.drain_seconds,
-            grace_seconds=GRACE_SECONDS,
+        self._server = HttpServer(self.app, settings, draining=draining, closing=closing, grace_seconds=GRACE_SECONDS)
+        self._parts = Lifecycle([peers, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._server.address
+
+    async def start(self) -> None:
+        """Listens; raises OSError in words when the port is taken."""
+        await self._parts.start()
+
+    async def stop(self) -> None:
+        """Answers what has been asked, then ends."""
+        await self._parts.stop()
+
+
+class InferencePath:
+    """A lifecycle component: the platform's public address. Answers inference itself, and has the control plane answer all else.
+
+    Any number of these may run, on one port too (`share_port`); none knows of the others.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        limits, problems = settings.limits, Problems(settings.problem_base)
+        peers = connect(settings.peers, settings.identity.signer("gateway"), settings.tls)
+        traffic = Traffic(peers.deployment)
+        quota = PredictionQuota(peers.accounts, uuid.uuid4().hex[:12], settings.prediction_block)
+        router = Router(peers.deployment, traffic, seconds=settings.predict_seconds)
+        inference = Inference(peers, router, quota, Meter(peers, Path(settings.spool_dir)), limits)
+        forward = Forward(settings.control_url, problems)
+        draining = asyncio.Event()
+        guarded = Authentication(inference, Authenticator(peers.accounts), RateLimits(limits), problems)
+        app = split(Tracing(guarded, problems), forward, draining)
+        self._server = HttpServer(app, settings, draining=draining, closing=asyncio.Event(), grace_seconds=GRACE_SECONDS)
+        self._parts = Lifecycle(
+            [peers, traffic, inference, forward, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS
         )
-        self._parts = Lifecycle([peers, predictions, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS)
 
     @property
     def address(self) -> str:
@@ -116,4 +143,4 @@ def _transcoded(peers: Peers, authenticator: Authenticator, settings: GatewaySet
 
 
 if __name__ == "__main__":
-    run("gateway", GatewaySettings(), Gateway, loop_factory=uvloop.new_event_loop)
+    run("gateway", GatewaySettings(), InferencePath if sys.argv[1:] == ["inference"] else Gateway, loop_factory=uvloop.new_event_loop)

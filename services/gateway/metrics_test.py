@@ -6,7 +6,7 @@ from services.gateway.conftest import World
 
 async def test_requests_are_counted_by_route_method_and_code(world: World) -> None:
     with metrics_read() as read:
-        for path in ("/v1/datasets/wdbc", "/v1/datasets/wdbc", "/v1/datasets/other", "/healthz", "/nowhere/12345", "/nowhere/67890"):
+        for path in ("/v1/datasets/wdbc", "/v1/datasets/wdbc", "/v1/datasets/other", "/readyz", "/nowhere/12345", "/nowhere/67890"):
             await world.client.get(path)
         await world.client.request("PROPFIND", "/v1/datasets/wdbc")
         requests, durations, busy = (
@@ -15,13 +15,13 @@ async def test_requests_are_counted_by_route_method_and_code(world: World) -> No
     assert set(requests) == {
         ("/v1/datasets/{name}", "GET", "200"),
         ("/v1/datasets/{name}", "GET", "404"),
-        ("/healthz", "GET", "200"),
+        ("/readyz", "GET", "200"),
         ("none", "GET", "404"),
         ("none", "other", "405"),
     }
     assert requests["/v1/datasets/{name}", "GET", "200"] == 2
     assert requests["none", "GET", "404"] == 2
-    assert durations == {("/v1/datasets/{name}",): 3, ("/healthz",): 1, ("none",): 3}
+    assert durations == {("/v1/datasets/{name}",): 3, ("/readyz",): 1, ("none",): 3}
     assert busy == {(): 0}
 
 

@@ -32,6 +32,14 @@ class GatewaySettings(ProcessSettings):
 
     host: str = "127.0.0.1"
     port: int = 8080
+    # Instead of host and port: a unix socket.
+    socket: str = ""
+    # Several processes on one port of one machine; the kernel spreads connections over them.
+    share_port: bool = False
+    # Of the inference path: where the control plane listens, as "http://gateway:8081" or "unix:/run/control".
+    control_url: str = ""
+    # Of the inference path: what was answered is written here until it is recorded. It outlives the process.
+    spool_dir: str = "spool"
     peers: PeerSettings = PeerSettings()
     identity: IdentitySettings = IdentitySettings()
     tls: TlsSettings = TlsSettings()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from lepton.accounts.v1 import accounts_service_pb2
 from libs.errors import QuotaExceeded, Transient
 from libs.lifecycle import Loop
@@ -16,10 +18,17 @@ from libs.rpc import Call, Client, acting
 METRIC = "predictions"
 # By then what was used has reached accounts.
 SETTLE_SECONDS = 10.0
+# A slow answer of accounts is waited for so long; then, and while accounts cannot be reached, blocks are given on trust, for a time. What
+# is used of them is recorded and billed as anything else.
+PATIENCE_SECONDS = 0.5
+TRUST_SECONDS = 300.0
+_log = structlog.get_logger(__name__)
 
 
 @dataclass
 class _Block:
+    """`reservation` is empty where it was given on trust."""
+
     reservation: str
     left: int
     used_at: float
@@ -43,6 +52,7 @@ class PredictionQuota:
         self._size = block
         self._clock = clock
         self._count = 0
+        self._away_since: float | None = None
         self._allowances: dict[str, _Allowance] = {}
         self._sweeper = Loop("prediction-quota", self.settle, interval=1.0)
 
@@ -58,6 +68,11 @@ class PredictionQuota:
     async def take(self, workspace: str, rows: int) -> None:
         """Uses up `rows`; raises QuotaExceeded and takes nothing when not all of them are left."""
         allowance = self._allowances.setdefault(workspace, _Allowance())
+        block = allowance.block
+        if block is not None and block.left >= rows and not allowance.lock.locked():
+            block.left -= rows
+            block.used_at = self._clock()
+            return
         async with allowance.lock:
             block = allowance.block
             if block is None or block.left < rows:
@@ -120,12 +135,29 @@ class PredictionQuota:
         request = accounts_service_pb2.ReserveQuotaRequest(
             workspace=workspace, metric=METRIC, reservation=reservation, amount=amount, at_least=at_least
         )
-        with acting(Call()):
-            answer = await self._accounts.ReserveQuota(request)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                with acting(Call()):
+                    answer = await self._accounts.ReserveQuota(request)
+        except (Transient, TimeoutError) as error:
+            return self._trusted(amount, error)
+        self._away_since = None
         return _Block(reservation, answer.granted, self._clock())
+
+    def _trusted(self, amount: int, error: Exception) -> _Block:
+        now = self._clock()
+        if self._away_since is None:
+            self._away_since = now
+            _log.warning("quota_on_trust", error=str(error) or "accounts did not answer in time")
+        if now - self._away_since > TRUST_SECONDS:
+            raise Transient("how many predictions are left cannot be asked; try again in a moment") from error
+        return _Block("", amount, now)
 
     async def _give_back(self, workspace: str, allowance: _Allowance, ready: Callable[[_Block], bool]) -> None:
         for block in [block for block in allowance.settling if ready(block)]:
+            if not block.reservation:
+                allowance.settling.remove(block)
+                continue
             request = accounts_service_pb2.ReleaseQuotaRequest(workspace=workspace, reservation=block.reservation, metric=METRIC)
             with acting(Call()):
                 await self._accounts.ReleaseQuota(request)

@@ -1,0 +1,1 @@
+"""The inference path: a process of its own in front of the REST control plane, which cannot slow it down."""

@@ -1,0 +1,278 @@
+"""The inference path as a bare ASGI application: which request is an inference, and one from its body to its metered answer.
+
+Knows no model: bytes pass through as they are, both ways.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lepton.marketplace.v1 import marketplace_service_pb2
+from libs.errors import AppError, Transient
+from libs.rpc import Call, acting, current_call
+from libs.telemetry import counter, histogram
+from services.gateway.http_server import ON_GONE
+from services.gateway.inference.connection import BrokenOff, Reply
+from services.gateway.inference.metering import Meter, Use
+from services.gateway.inference.quota import PredictionQuota
+from services.gateway.inference.router import NoReplica, Router
+from services.gateway.messages import query_values, read_body
+from services.gateway.operations import TEMPLATE
+from services.gateway.peers import Peers
+from services.gateway.problems import PROBLEM_JSON, encode, from_document, too_large
+from services.gateway.remembered import Remembered
+from services.gateway.settings import Limits
+
+SERVER = {"name": "lepton", "version": "2", "extensions": ["binary_tensor_data"]}
+# Whoever asks whether a model is ready wants to know it now.
+READY_SECONDS = 2.0
+# A subscription that ended is charged no longer than so.
+INVOCATION_SECONDS, INVOCATION_STALE_SECONDS = 1.0, 300.0
+_JSON = b"application/json"
+_PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after")
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?(/ready|/infer)?")
+_predictions = counter("lepton_predictions_total", "Rows that were answered and recorded.")
+_duration = histogram("lepton_prediction_duration_seconds", "From a prediction's whole body to its recorded answer.")
+
+Charge = Callable[[Use], None]
+
+
+def is_inference(scope: Scope) -> bool:
+    """Whether the inference path answers it; the control plane answers all else."""
+    if scope["type"] != "http":
+        return False
+    path = scope["path"]
+    if path.startswith("/v1/endpoints/"):
+        return bool(path.endswith("/predict"))
+    if path.startswith("/v1/listings/"):
+        return bool(path.endswith("/invoke"))
+    return bool(path.startswith("/v2/") or path == "/v2")
+
+
+class Inference:
+    """An ASGI application and a lifecycle component: quota → replica → quota → meter → answer."""
+
+    def __init__(self, peers: Peers, router: Router, quota: PredictionQuota, meter: Meter, limits: Limits) -> None:
+        self._router, self._quota, self._meter, self._limits = router, quota, meter, limits
+        self._marketplace = peers.marketplace
+        self._invocations: Remembered[tuple[str, str], marketplace_service_pb2.ResolveInvocationResponse] = Remembered(
+            self._resolve_invocation, fresh_seconds=INVOCATION_SECONDS, stale_seconds=INVOCATION_STALE_SECONDS
+        )
+
+    async def start(self) -> None:
+        """Opens what it stands on."""
+        for part in (self._router, self._quota, self._meter):
+            await part.start()
+
+    async def stop(self) -> None:
+        """Tells what was answered, then gives back what was not used."""
+        for part in (self._meter, self._quota, self._router):
+            await part.stop()
+        self._invocations.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/v1/"):
+            noun, name, verb = path[4:].split("/", 2)
+            scope[TEMPLATE] = f"/v1/{noun}/{{{'name' if verb == 'predict' else 'slug'}}}/{verb}"
+            if "/" in verb or not name:
+                raise AppError(f"there is nothing at {path[:200]}; /docs lists what there is", code="not_found")
+            _require(scope, "POST")
+            query_values(Request(scope), {})
+            await (self._predict if verb == "predict" else self._invoke)(name, scope, receive, send)
+        elif match := _MODEL.fullmatch(path):
+            model, action = match.groups()
+            scope[TEMPLATE] = f"/v2/models/{{model}}{action or ''}"
+            if action == "/infer":
+                _require(scope, "POST")
+                await self._infer(model, scope, receive, send)
+            else:
+                _require(scope, "GET", "HEAD")
+                await self._look(model, action == "/ready", scope, send)
+        else:
+            await _about_itself(scope, send)
+
+    async def _predict(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+        workspace = current_call().identity.workspace
+        await self._answer(scope, receive, send, workspace, endpoint, "/predict", self._charge(workspace, endpoint))
+
+    async def _infer(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+        workspace = current_call().identity.workspace
+        path = quote(scope["path"], safe="/")
+        await self._answer(scope, receive, send, workspace, endpoint, path, self._charge(workspace, endpoint))
+
+    async def _invoke(self, slug: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """By the endpoint behind a listing that the caller's workspace subscribes to."""
+        found = await self._invocations.get((current_call().identity.workspace, slug))
+
+        def charge(use: Use) -> None:
+            self._meter.invoked(found.subscription, use)
+
+        await self._answer(scope, receive, send, found.publisher, found.endpoint, "/predict", charge)
+
+    async def _look(self, model: str, whether_ready: bool, scope: Scope, send: Send) -> None:
+        """What a replica says of its model, or whether one does."""
+        workspace = current_call().identity.workspace
+        path, seconds = quote(scope["path"], safe="/"), READY_SECONDS if whether_ready else None
+        try:
+            reply = await self._router.send(workspace, model, "GET", path, _headers(scope), seconds=seconds, current=True)
+        except (Transient, NoReplica) as error:
+            if not whether_ready:
+                raise
+            reply = Reply(400, {b"content-type": _JSON}, encode({"name": model, "ready": False, "error": error.detail}))
+        await _send(scope, send, reply)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
+        payer = current_call().identity.workspace
+        body = await _whole(scope, receive, self._limits)
+        started = time.perf_counter()
+        await self._quota.admit(payer)
+        reply = await _unless_gone(self._router.send(owner, endpoint, "POST", path, _headers(scope), body), scope)
+        if reply.headers.get(b"content-type", b"").startswith(PROBLEM_JSON.encode()):
+            raise _problem(reply)
+        if rows := _rows(reply):
+            await self._quota.take(payer, rows)
+            charge(Use(rows))
+            _predictions.add(rows)
+            _duration.record(time.perf_counter() - started)
+        await _send(scope, send, reply)
+
+    def _charge(self, workspace: str, endpoint: str) -> Charge:
+        return lambda use: self._meter.predicted(workspace, endpoint, use)
+
+    async def _resolve_invocation(self, key: tuple[str, str]) -> marketplace_service_pb2.ResolveInvocationResponse:
+        buyer, slug = key
+        request = marketplace_service_pb2.ResolveInvocationRequest(buyer=buyer, slug=slug)
+        with acting(Call()):
+            answer: marketplace_service_pb2.ResolveInvocationResponse = await self._marketplace.ResolveInvocation(request)
+        return answer
+
+
+async def _about_itself(scope: Scope, send: Send) -> None:
+    """The server's part of the protocol; its clients look at the status, some at one of the words."""
+    path = scope["path"]
+    known = {"/v2": SERVER, "/v2/health/live": {"live": True, "ready": True}, "/v2/health/ready": {"live": True, "ready": True}}
+    if path not in known:
+        raise AppError(f"there is nothing at {path[:200]}; /docs lists what there is", code="not_found")
+    scope[TEMPLATE] = path
+    _require(scope, "GET", "HEAD")
+    await _send(scope, send, Reply(200, {b"content-type": _JSON}, orjson.dumps(known[path])))
+
+
+async def _whole(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+    """The body; mostly it is here already."""
+    headers = scope["headers"]
+    if not any(name == b"content-encoding" or (name == b"content-length" and len(value) > 6) for name, value in headers):
+        async with asyncio.timeout(limits.body_seconds) as patience:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                body: bytes = message["body"]
+                if len(body) > limits.predict_bytes:
+                    raise too_large("the body", limits.predict_bytes)
+                return body
+            patience.reschedule(None)
+        return await read_body(Request(scope, _again(message, receive)), limits.predict_bytes, limits.body_seconds)
+    return await read_body(Request(scope, receive), limits.predict_bytes, limits.body_seconds)
+
+
+def _again(first: Any, receive: Receive) -> Receive:
+    seen = False
+
+    async def both() -> Any:
+        nonlocal seen
+        if seen:
+            return await receive()
+        seen = True
+        return first
+
+    return both
+
+
+async def _unless_gone(answer: Any, scope: Scope) -> Reply:
+    """A caller that goes away takes its request back: the replica need not answer it."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    scope[ON_GONE] = leave
+    try:
+        reply: Reply = await answer
+        return reply
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        del scope[ON_GONE]
+
+
+async def _send(scope: Scope, send: Send, reply: Reply) -> None:
+    headers = [(name, reply.headers[name]) for name in _PASSED_BACK if name in reply.headers]
+    if reply.stream is None:
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+        return
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    try:
+        async for part in reply.stream:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    except BrokenOff as error:
+        raise AppError("the replica broke off in the middle of its answer", code="upstream_failed") from error
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    return dict(scope["headers"])
+
+
+def _require(scope: Scope, *allowed: str) -> None:
+    if scope["method"] not in allowed:
+        words = f"{scope['path'][:200]} does not take {scope['method'][:20]}; it takes {', '.join(allowed)}"
+        raise AppError(words, code="method_not_allowed")
+
+
+def _rows(reply: Reply) -> int:
+    """To be paid for; none where the replica refused."""
+    if not 200 <= reply.status < 300:
+        return 0
+    rows = reply.headers.get(b"x-lepton-rows", b"")
+    # Whoever answers without counting has answered something.
+    return int(rows) if rows.isdigit() else 1
+
+
+def _problem(reply: Reply) -> AppError:
+    """So that a replica's problem gets our type, instance and trace id."""
+    try:
+        document = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        document = None
+    return from_document(document, f"the replica answered {reply.status}")
+
+
+def split(inference: ASGIApp, otherwise: ASGIApp, draining: asyncio.Event) -> ASGIApp:
+    """Each request to whom it is for. This process's own health is not the control plane's."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if is_inference(scope):
+            await inference(scope, receive, send)
+        elif scope["type"] == "http" and draining.is_set() and scope["path"] in ("/healthz", "/readyz"):
+            await _send(scope, send, Reply(503, {b"content-type": _JSON}, b'{"status":"draining"}'))
+        elif scope["type"] == "http" and scope["path"] == "/healthz":
+            await _send(scope, send, Reply(200, {b"content-type": _JSON}, b'{"status":"ok"}'))
+        else:
+            await otherwise(scope, receive, send)
+
+    return app

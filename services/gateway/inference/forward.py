@@ -1,0 +1,92 @@
+"""Everything that is no inference, to the control plane and back, as it is: bytes stream through, both ways."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+from multidict import CIMultiDict
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+from yarl import URL
+
+from libs.errors import Transient
+from services.gateway.problems import Problems
+
+# Of one connection alone (RFC 9110, 7.6.1).
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+_CONNECT_SECONDS = 5.0
+
+
+class Forward:
+    """An ASGI application and a lifecycle component. `url` is the control plane's: "http://gateway:8081" or "unix:/run/control"."""
+
+    def __init__(self, url: str, problems: Problems) -> None:
+        self._url, self._problems = url, problems
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Connects when it is used."""
+        path = self._url.removeprefix("unix:")
+        unix = path != self._url
+        connector = aiohttp.UnixConnector(path, limit=0) if unix else aiohttp.TCPConnector(limit=0)
+        self._base = "http://control" if unix else self._url.rstrip("/")
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
+        )
+
+    async def stop(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._session is not None
+        begun = False
+        try:
+            async with self._session.request(
+                scope["method"], self._target(scope), headers=_headers(scope), data=_body(scope, receive), allow_redirects=False
+            ) as response:
+                headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _HOP_BY_HOP]
+                await send({"type": "http.response.start", "status": response.status, "headers": headers})
+                begun = True
+                async for part in response.content.iter_any():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        except (aiohttp.ClientError, OSError) as error:
+            if begun:
+                # Breaking it off is the only way left to say so.
+                raise
+            away = Transient("the control plane cannot be reached; predictions go on, try again in a moment")
+            away.__cause__ = error
+            await self._problems.response(scope, away)(scope, receive, send)
+        except ClientDisconnect:
+            return
+
+    def _target(self, scope: Scope) -> URL:
+        query = scope["query_string"].decode("latin-1")
+        return URL(self._base + scope["raw_path"].decode("latin-1") + (f"?{query}" if query else ""), encoded=True)
+
+
+def _headers(scope: Scope) -> CIMultiDict[str]:
+    return CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"] if name not in _HOP_BY_HOP)
+
+
+def _body(scope: Scope, receive: Receive) -> AsyncIterator[bytes] | None:
+    has_body = any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
+    return _parts(receive) if has_body else None
+
+
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if body := message.get("body"):
+            yield body
+        if not message.get("more_body"):
+            return
