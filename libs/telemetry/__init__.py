@@ -20,7 +20,7 @@ from libs.telemetry.redaction import redacted
 from libs.telemetry.sampling import Sampler
 from libs.telemetry.sqlite import SqliteSink, SqliteTraceStore
 from libs.telemetry.store import Place, Span, TraceStore, place_of
-from libs.telemetry.tracing import current_trace_id, end_tracing, extract, flush, inject, record_span, start_tracing, stop_tracing
+from libs.telemetry.tracing import current_trace_id, draw, end_tracing, extract, flush, inject, record_span, start_tracing, stop_tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -43,6 +43,7 @@ __all__ = [
     "current_service",
     "current_trace_id",
     "declared_metrics",
+    "draw",
     "extract",
     "flush",
     "gauge",

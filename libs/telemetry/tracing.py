@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry import propagate, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
@@ -55,6 +56,10 @@ class _Share(Sampler):
         """Between 0 and 1; raises ValueError on others."""
         self._own = TraceIdRatioBased(share)
 
+    def draws(self, trace_id: int) -> bool:
+        """Whether a trace of this id, begun here, is kept."""
+        return self._own.should_sample(None, trace_id, "").decision is Decision.RECORD_AND_SAMPLE
+
     def should_sample(
         self,
         parent_context: Context | None,
@@ -67,10 +72,12 @@ class _Share(Sampler):
     ) -> SamplingResult:
         """See Sampler."""
         parent = trace.get_current_span(parent_context).get_span_context()
-        if parent.is_valid:
+        if parent_context is not None and get_value(_DRAWN, parent_context):
+            kept, state = True, None
+        elif parent.is_valid:
             kept, state = parent.trace_flags.sampled, parent.trace_state
         else:
-            kept, state = self._own.should_sample(None, trace_id, name).decision is Decision.RECORD_AND_SAMPLE, None
+            kept, state = self.draws(trace_id), None
         return SamplingResult(Decision.RECORD_AND_SAMPLE if kept else Decision.RECORD_ONLY, attributes, state)
 
     def get_description(self) -> str:
@@ -78,6 +85,10 @@ class _Share(Sampler):
         return self._own.get_description()
 
 
+# In the context of a trace of which it was drawn that it is kept, before it began.
+_DRAWN = create_key("drawn")
+_NOT_KEPT = TraceFlags(TraceFlags.DEFAULT)
+_ids = RandomIdGenerator()
 _pipeline = Pipeline()
 _share = _Share()
 
@@ -120,6 +131,14 @@ def inject() -> dict[str, str]:
 def extract(headers: Mapping[str, str]) -> Context:
     """The trace that headers of another process carry; an empty context if they are missing or malformed."""
     return propagate.extract(dict(headers), context=Context())
+
+
+def draw() -> Context | NonRecordingSpan:
+    """For a hot path that begins a trace: a context to begin a span in; or, where it is not kept, a span that costs nearly nothing."""
+    trace_id = _ids.generate_trace_id()
+    if _share.draws(trace_id):
+        return set_value(_DRAWN, True, Context())
+    return NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), False, _NOT_KEPT))
 
 
 def current_trace_id() -> str:

@@ -12,7 +12,7 @@ from services.gateway.settings import Limits
 
 async def test_every_route_asks_for_a_key(world: World) -> None:
     walked = 0
-    for route in world.gateway.app.routes:
+    for route in world.control.app.routes:
         path = re.sub(r"\{(\w+)(:\w+)?\}", "x", route.path)
         for method in route.methods:
             response = await world.client.request(method, path, headers={"authorization": ""})

@@ -14,7 +14,7 @@ from libs.storage import InMemoryArtifactStore
 from libs.telemetry import Span
 from libs.telemetry.tracing import start_tracing
 from services.gateway.fakes import Behind, Replica
-from services.gateway.main import Gateway, InferencePath
+from services.gateway.main import ControlPlane, Gateway
 from services.gateway.settings import GatewaySettings, Limits
 
 PRIVATE, PUBLIC = generate_key()
@@ -32,11 +32,11 @@ class FakeTraces:
 
 @dataclass
 class World:
-    """Everything that a test touches. `client` calls as the owner of acme, by the inference path, as every client does."""
+    """Everything that a test touches. `client` calls as the owner of acme, by the gateway, as every client does."""
 
     behind: Behind
+    control: ControlPlane
     gateway: Gateway
-    front: InferencePath
     client: httpx.AsyncClient
     models: InMemoryArtifactStore
     datasets: InMemoryArtifactStore
@@ -86,16 +86,16 @@ async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore,
             prediction_block=10,
         )
         traces = FakeTraces()
-        gateway = Gateway(settings, traces=traces, datasets=datasets, models=models)
+        control = ControlPlane(settings, traces=traces, datasets=datasets, models=models)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        own = {"socket": "", "control_url": control.address, "spool_dir": f"{tmp_path}/spool"}
+        gateway = Gateway(settings.model_copy(update=own))
         await gateway.start()
         stack.push_async_callback(gateway.stop)
-        own = {"socket": "", "control_url": gateway.address, "spool_dir": f"{tmp_path}/spool"}
-        front = InferencePath(settings.model_copy(update=own))
-        await front.start()
-        stack.push_async_callback(front.stop)
-        client = httpx.AsyncClient(base_url=front.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
+        client = httpx.AsyncClient(base_url=gateway.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
         await stack.enter_async_context(client)
         replicas: list[Replica] = []
-        yield World(behind, gateway, front, client, models, datasets, traces, replicas)
+        yield World(behind, control, gateway, client, models, datasets, traces, replicas)
         for replica in replicas:
             await replica.stop()

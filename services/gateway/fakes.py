@@ -194,6 +194,7 @@ class Deployment(DeploymentServiceServicer):
         self.replicas: list[deployment_pb2.ReplicaAddress] = []
         self.resolved = 0
         self.failures = 0
+        self.reports: list[deployment_pb2.TrafficReport] = []
         self.batches: dict[str, Any] = {}
         self.owners: set[str] = {"acme"}
 
@@ -208,6 +209,10 @@ class Deployment(DeploymentServiceServicer):
         while not self.replicas and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         return deployment_pb2.ResolveEndpointResponse(model="wdbc@1", replicas=self.replicas)
+
+    async def ReportTraffic(self, request: Any, context: Any) -> Any:
+        self.reports += request.reports
+        return deployment_pb2.ReportTrafficResponse()
 
     async def RecordPredictions(self, request: Any, context: Any) -> Any:
         if self.failures:

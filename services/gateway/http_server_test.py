@@ -20,7 +20,7 @@ def limits() -> Limits:
 
 
 async def talk(world: World, *parts: bytes, pause: float = 0.0) -> bytes:
-    host, port = world.front.address.removeprefix("http://").split(":")
+    host, port = world.gateway.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         for part in parts:
@@ -96,8 +96,8 @@ async def test_a_port_that_is_taken() -> None:
 
 async def test_a_gateway_that_is_about_to_stop_answers_and_sends_its_clients_elsewhere(world: World) -> None:
     assert (await world.client.get("/healthz")).headers.get("connection") is None
-    world.front._server._settings = world.front._server._settings.model_copy(update={"drain_seconds": 0.6})
-    stopping = asyncio.create_task(world.front.stop())
+    world.gateway._server._settings = world.gateway._server._settings.model_copy(update={"drain_seconds": 0.6})
+    stopping = asyncio.create_task(world.gateway.stop())
     await asyncio.sleep(0.3)
     for path in ("/healthz", "/readyz"):
         assert (await world.client.get(path)).status_code == 503

@@ -8,7 +8,6 @@ import time
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 
 from libs.errors import Transient
 from services.gateway.settings import Limits
@@ -31,21 +30,21 @@ class RateLimits:
     """Two budgets a workspace: predictions, and everything else."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limiter = FixedWindowRateLimiter(_Counters())
+        self._counters = _Counters()
         self._items = {"api": parse(limits.api_rate), "inference": parse(limits.inference_rate)}
+        self._policies = {name: f'"{name}";q={item.amount};w={item.get_expiry()}' for name, item in self._items.items()}
 
     def hit(self, workspace: str, path: str) -> tuple[dict[str, str], Transient | None]:
         """Counts one request; headers for the answer, and the error if it is one too many."""
         name = "inference" if path.endswith(_INFERENCE) else "api"
-        item = self._items[name]
-        allowed = self._limiter.hit(item, name, workspace)
-        reset, remaining = self._limiter.get_window_stats(item, name, workspace)
-        seconds = max(1, math.ceil(reset - time.time()))
+        item, key = self._items[name], f"{name}/{workspace}"
+        count = self._counters.incr(key, item.get_expiry())
+        seconds = max(1, math.ceil(self._counters.get_expiry(key) - time.time()))
         headers = {
-            "ratelimit-policy": f'"{name}";q={item.amount};w={item.get_expiry()}',
-            "ratelimit": f'"{name}";r={remaining};t={seconds}',
+            "ratelimit-policy": self._policies[name],
+            "ratelimit": f'"{name}";r={max(0, item.amount - count)};t={seconds}',
         }
-        if allowed:
+        if count <= item.amount:
             return headers, None
         return {**headers, "retry-after": str(seconds)}, _refusal(item, name, seconds)
 

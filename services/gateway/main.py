@@ -1,4 +1,4 @@
-"""Composition root of the gateway's two processes: `python -m services.gateway.main`, and the same with `inference`."""
+"""Composition root of the gateway's two processes: `python -m services.gateway.main`, and the same with `control`."""
 
 import asyncio
 import sys
@@ -42,7 +42,7 @@ from services.gateway.uploads import UploadTokens
 GRACE_SECONDS, SLACK_SECONDS = 15, 5.0
 
 
-class Gateway:
+class ControlPlane:
     """A lifecycle component: the REST control plane. `traces` and the stores are given where another process part keeps them.
 
     `address` is the URL after start(); `app` the ASGI application.
@@ -92,7 +92,7 @@ class Gateway:
         await self._parts.stop()
 
 
-class InferencePath:
+class Gateway:
     """A lifecycle component: the platform's public address. Answers inference itself, and has the control plane answer all else.
 
     Any number of these may run, on one port too (`share_port`); none knows of the others.
@@ -143,4 +143,4 @@ def _transcoded(peers: Peers, authenticator: Authenticator, settings: GatewaySet
 
 
 if __name__ == "__main__":
-    run("gateway", GatewaySettings(), InferencePath if sys.argv[1:] == ["inference"] else Gateway, loop_factory=uvloop.new_event_loop)
+    run("gateway", GatewaySettings(), ControlPlane if sys.argv[1:] == ["control"] else Gateway, loop_factory=uvloop.new_event_loop)

@@ -26,7 +26,7 @@ def references(value: Any) -> set[str]:
 
 async def test_every_route_is_documented_once(world: World, document: dict[str, Any]) -> None:
     documented = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
-    served = {(method, re.sub(r":\w+\}", "}", route.path)) for route in world.gateway.app.routes for method in route.methods} - {
+    served = {(method, re.sub(r":\w+\}", "}", route.path)) for route in world.control.app.routes for method in route.methods} - {
         (method, path) for method, path in documented if method == "HEAD"
     }
     assert {each for each in served if each[0] != "HEAD"} == documented

@@ -36,9 +36,9 @@ class GatewaySettings(ProcessSettings):
     socket: str = ""
     # Several processes on one port of one machine; the kernel spreads connections over them.
     share_port: bool = False
-    # Of the inference path: where the control plane listens, as "http://gateway:8081" or "unix:/run/control".
-    control_url: str = ""
-    # Of the inference path: what was answered is written here until it is recorded. It outlives the process.
+    # Of the gateway: where the control plane listens, as "http://gateway:8081" or "unix:/run/control".
+    control_url: str = "http://control:8081"
+    # Of the gateway: what was answered is written here until it is recorded. It outlives the process.
     spool_dir: str = "spool"
     peers: PeerSettings = PeerSettings()
     identity: IdentitySettings = IdentitySettings()

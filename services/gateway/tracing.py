@@ -5,12 +5,12 @@ import time
 import structlog
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.errors import AppError
-from libs.telemetry import SERVICE, counter, current_trace_id, histogram, level
+from libs.telemetry import SERVICE, counter, current_trace_id, draw, histogram, level
 from services.gateway.operations import TEMPLATE
 from services.gateway.problems import Problems
 
@@ -18,6 +18,7 @@ TRACE_HEADER = b"x-lepton-trace-id"
 # Asked every few seconds by whoever watches; their traces would only bury the others.
 _UNTRACED = ("/healthz", "/readyz")
 _COMMON_HEADERS = [(b"x-content-type-options", b"nosniff")]
+_CARRIED = (b"traceparent", b"tracestate")
 # A client may make up more.
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _requests = counter("lepton_http_requests_total", "Requests that were answered, or broken off.", ("route", "method", "code"))
@@ -55,10 +56,14 @@ class Tracing:
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> int:
         if scope["path"] in _UNTRACED:
             return await self._answer(scope, receive, send)
-        carrier = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")
-        }
-        parent = propagate.extract(carrier, context=Context())
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _CARRIED}
+        parent = propagate.extract(carrier, context=Context()) if carrier else Context()
+        if not parent:
+            drawn = draw()
+            if isinstance(drawn, NonRecordingSpan):
+                with trace.use_span(drawn, record_exception=False, set_status_on_exception=False):
+                    return await self._answer(scope, receive, send)
+            parent = drawn
         attributes = {SERVICE: "gateway", "http.request.method": scope["method"], "url.path": scope["path"]}
         with _tracer.start_as_current_span(
             scope["method"],

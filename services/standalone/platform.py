@@ -1,10 +1,11 @@
-"""`lepton up`: every service in one process, with a task worker and a broker beside it."""
+"""`lepton up`: every service in one process; beside it the gateway, a task worker and a broker."""
 
+import asyncio
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from libs import telemetry
 from libs.events import open_event_log
 from libs.launcher import Keeper, Launch, SubprocessLauncher
 from libs.lifecycle import Component, Lifecycle
-from libs.rpc import IdentitySettings, PeerSettings
 from libs.tasks.valkey import ValkeyBroker
 from libs.telemetry import InService
 from services.accounts import main as accounts
@@ -28,7 +28,7 @@ from services.data import main as data
 from services.data.settings import Settings as DataSettings
 from services.deployment import main as deployment
 from services.deployment.settings import Settings as DeploymentSettings
-from services.gateway.main import Gateway
+from services.gateway.main import ControlPlane
 from services.gateway.settings import GatewaySettings
 from services.marketplace import main as marketplace
 from services.marketplace.settings import Settings as MarketplaceSettings
@@ -37,8 +37,10 @@ from services.standalone.wiring import Wiring
 from services.training import main as training
 from services.training.settings import Settings as TrainingSettings
 
-# What the worker needs of this process's environment.
+# What the processes beside this one need of its environment.
 PASSED_ON = ("LEPTON_HOME", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS")
+# The gateway imports less than the rest, and starts with it.
+LISTENS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> No
     url = f"http://{up.host}:{up.port}"
     home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
     first_key = "" if up.api_key else home.first_key()
-    parts: list[Component] = [broker, _worker(launcher, home), *services(wiring, up, up.api_key or first_key)]
+    beside = [_beside("worker", launcher, home), _beside("gateway", launcher, home)]
+    parts: list[Component] = [broker, *beside, *services(wiring, up.api_key or first_key)]
 
-    def ready() -> None:
+    async def ready() -> None:
+        await _answers(up.host, up.port)
         on_ready(url, first_key)
         home.forget_first_key()
 
@@ -108,19 +112,11 @@ def _tell(url: str, log_level: str) -> None:
         raise HomeError(str(error), "see LEPTON_PLATFORM_METRICS_LISTEN and LEPTON_PLATFORM_TELEMETRY_SAMPLE") from error
 
 
-def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
-    """Every service, the gateway last: what it can reach is there when it begins to answer."""
+def services(wiring: Wiring, key: str) -> list[Component]:
+    """Every service, the gateway's control plane last: what it can reach is there when it begins to answer."""
     log = open_event_log(DataSettings(**wiring.of("data")).events)
     compute_settings = ComputeSettings(**wiring.of("compute"))
     account_settings = AccountsSettings(**wiring.of("accounts"), bootstrap_key=SecretStr(key) if key else None)
-    gateway_settings = GatewaySettings(
-        host=up.host,
-        port=up.port,
-        peers=PeerSettings(**wiring.addresses),
-        identity=IdentitySettings(private_key=wiring.private_key),
-        storage=wiring.storage,
-        telemetry_url=wiring.telemetry_url,
-    )
 
     def with_folder(name: str) -> dict[str, Any]:
         return {**wiring.of(name), "work_dir": wiring.work_dir(name)}
@@ -134,25 +130,42 @@ def services(wiring: Wiring, up: Up, key: str) -> list[Component]:
         InService("training", training.build(TrainingSettings(**with_folder("training")), log)),
         InService("deployment", deployment.build_embedded(DeploymentSettings(**with_folder("deployment")), log)),
         InService("marketplace", marketplace.build(MarketplaceSettings(**wiring.of("marketplace")), log)),
-        InService("gateway", Gateway(gateway_settings)),
+        InService("gateway", ControlPlane(GatewaySettings(**wiring.of_gateway, socket=wiring.control_socket))),
     ]
 
 
-def _worker(launcher: SubprocessLauncher, home: Home) -> Keeper:
+def _beside(name: str, launcher: SubprocessLauncher, home: Home) -> Keeper:
+    """A process of its own, which finds the platform by its home."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    log = home.logs / "worker.log"
-    argv = [sys.executable, "-m", "services.standalone.worker", str(home.path)]
-    return Keeper(launcher, Launch("worker", argv, environment, cwd=Path.cwd(), stdout=log, stderr=log), grace_seconds=8)
+    log = home.logs / f"{name}.log"
+    argv = [sys.executable, "-m", f"services.standalone.{name}", str(home.path)]
+    return Keeper(launcher, Launch(name, argv, environment, cwd=Path.cwd(), stdout=log, stderr=log), grace_seconds=8)
+
+
+async def _answers(host: str, port: int) -> None:
+    """Returns once somebody listens there."""
+    give_up = asyncio.get_running_loop().time() + LISTENS_SECONDS
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError as error:
+            if asyncio.get_running_loop().time() > give_up:
+                words = f"nothing listens at {host}:{port} after {LISTENS_SECONDS:g} s"
+                raise HomeError(words, "see logs/gateway.log in LEPTON_HOME") from error
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return
 
 
 class _Then:
     """Calls back once all before it have started."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], Awaitable[None]]) -> None:
         self._call = call
 
     async def start(self) -> None:
-        self._call()
+        await self._call()
 
     async def stop(self) -> None:
         return None

@@ -40,6 +40,21 @@ class Wiring:
     def private_key(self) -> SecretStr:
         return SecretStr(self.home.kept("identity.pem", lambda: generate_key()[0]))
 
+    @property
+    def control_socket(self) -> str:
+        """Where the gateway's control plane listens."""
+        return f"{self.sockets}/gateway"
+
+    @property
+    def of_gateway(self) -> dict[str, Any]:
+        """What `GatewaySettings` takes, of both processes."""
+        return {
+            "peers": PeerSettings(**self.addresses),
+            "identity": IdentitySettings(private_key=self.private_key),
+            "storage": self.storage,
+            "telemetry_url": self.telemetry_url,
+        }
+
     def work_dir(self, name: str) -> str:
         """Where the service `name` puts what it works on."""
         return str(self.home.work / name)

@@ -40,7 +40,7 @@ async def test_requests_share_calls(world: World) -> None:
     world.behind.accounts.left = 10_000
     answers = await asyncio.gather(*(world.client.post(PATH, json=ROWS) for _ in range(60)))
     assert {answer.status_code for answer in answers} == {200}
-    await told(world)
+    await told(world, 120)
     batches = world.behind.deployment.batches.values()
     assert sum(record.rows for batch in batches for record in batch.records) == 120
     assert len(batches) < 60
@@ -73,7 +73,7 @@ async def test_what_was_not_used_is_given_back_at_the_end(world: World) -> None:
     await world.add_replica()
     await world.client.post(PATH, json=ROWS)
     assert world.behind.accounts.reserved
-    await world.front.stop()
+    await world.gateway.stop()
     assert not world.behind.accounts.reserved
 
 

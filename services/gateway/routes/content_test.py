@@ -203,7 +203,7 @@ async def test_streams_end_when_the_gateway_stops_and_when_the_client_leaves(wor
         await asyncio.wait_for(read_events(world), 0.5)
     reading = asyncio.create_task(read_events(world))
     await asyncio.sleep(0.3)
-    await asyncio.wait_for(world.gateway.stop(), 3)
+    await asyncio.wait_for(world.control.stop(), 3)
     assert "id: 1" in await reading
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from libs.rpc import IdentitySettings, PeerSettings, generate_key
 from libs.storage import InMemoryArtifactStore
-from services.gateway.main import Gateway
+from services.gateway.main import ControlPlane
 from services.gateway.settings import GatewaySettings
 
 SNAPSHOT = Path(__file__).with_name("openapi.txt")
@@ -24,7 +24,7 @@ async def document() -> dict[str, Any]:
     private_key, _ = generate_key()
     peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, "unix:/nowhere"))
     settings = GatewaySettings(peers=peers, identity=IdentitySettings(private_key=SecretStr(private_key)))
-    gateway = Gateway(settings, datasets=InMemoryArtifactStore(), models=InMemoryArtifactStore())
+    gateway = ControlPlane(settings, datasets=InMemoryArtifactStore(), models=InMemoryArtifactStore())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
         answer: dict[str, Any] = (await client.get("/openapi.json")).json()
     return answer

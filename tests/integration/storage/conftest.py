@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from libs.rpc import IdentitySettings, PeerSettings, Server, Verifier, generate_key
 from libs.storage import StorageSettings
 from services.gateway.fakes import Behind
-from services.gateway.main import Gateway
+from services.gateway.main import ControlPlane
 from services.gateway.settings import GatewaySettings
 from tests.s3 import S3Server, minio_server
 
@@ -49,7 +49,7 @@ async def served(reached: StorageSettings, tmp_path: Path) -> AsyncIterator[Serv
         stack.push_async_callback(server.stop, 0)
         peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
         identity = IdentitySettings(private_key=SecretStr(private))
-        gateway = Gateway(GatewaySettings(port=0, peers=peers, identity=identity, storage=reached))
+        gateway = ControlPlane(GatewaySettings(port=0, peers=peers, identity=identity, storage=reached))
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         yield Served(gateway.address, behind, reached)
