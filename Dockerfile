@@ -61,8 +61,9 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 CMD ["/bi
 FROM base AS gateway
 COPY --from=gateway-environment /opt/lepton /opt/lepton
 COPY --from=code /src /app
-ENV LEPTON_GATEWAY_HOST=0.0.0.0
+ENV LEPTON_GATEWAY_HOST=0.0.0.0 LEPTON_GATEWAY_SPOOL_DIR=/work/gateway
 EXPOSE 8080
+# The control plane is the same image with one more word.
 CMD ["python", "-m", "services.gateway.main"]
 
 FROM base AS control

@@ -19,7 +19,7 @@ import pytest
 from tests.composed import ROOT
 from tests.platform import Reachable
 
-SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "runner")
+SERVICES = ("gateway", "control", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "runner")
 _EXPORT = re.compile(r"LEPTON_URL=(\S+) LEPTON_API_KEY=(\S+)")
 
 

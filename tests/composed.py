@@ -14,7 +14,7 @@ from tests.backends import require_docker
 from tests.platform import Reachable, free_port
 
 ROOT = Path(__file__).parent.parent
-SERVICES = ("gateway", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "worker")
+SERVICES = ("gateway", "control", "accounts", "data", "data-worker", "compute", "training", "deployment", "marketplace", "worker")
 BACKENDS = ("postgres", "kafka", "minio", "redis")
 
 

@@ -1,5 +1,7 @@
 """Everything that is no inference, to the control plane and back, as it is: bytes stream through, both ways."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -15,7 +17,7 @@ from services.gateway.problems import Problems
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS, _PATIENCE_SECONDS = 2.0, 5.0
 
 
 class Forward:
@@ -29,7 +31,12 @@ class Forward:
         """Connects when it is used."""
         path = self._url.removeprefix("unix:")
         unix = path != self._url
-        connector = aiohttp.UnixConnector(path, limit=0) if unix else aiohttp.TCPConnector(limit=0)
+        # A connection each: a kept one may be closed from the other side just when a request that must not be repeated is sent.
+        connector: aiohttp.BaseConnector
+        if unix:
+            connector = aiohttp.UnixConnector(path, limit=0, force_close=True)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=1)
         self._base = "http://control" if unix else self._url.rstrip("/")
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -45,12 +52,9 @@ class Forward:
             await self._session.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._session is not None
         begun = False
         try:
-            async with self._session.request(
-                scope["method"], self._target(scope), headers=_headers(scope), data=_body(scope, receive), allow_redirects=False
-            ) as response:
+            async with await self._ask(scope, receive) as response:
                 headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _HOP_BY_HOP]
                 await send({"type": "http.response.start", "status": response.status, "headers": headers})
                 begun = True
@@ -66,6 +70,20 @@ class Forward:
             await self._problems.response(scope, away)(scope, receive, send)
         except ClientDisconnect:
             return
+
+    async def _ask(self, scope: Scope, receive: Receive) -> aiohttp.ClientResponse:
+        """Waits a moment for a control plane that is between two of its processes; nothing has been sent by then."""
+        assert self._session is not None
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await self._session.request(
+                    scope["method"], self._target(scope), headers=_headers(scope), data=_body(scope, receive), allow_redirects=False
+                )
+            except aiohttp.ClientConnectorError:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(0.1)
 
     def _target(self, scope: Scope) -> URL:
         query = scope["query_string"].decode("latin-1")

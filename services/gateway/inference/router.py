@@ -18,6 +18,7 @@ from lepton.deployment.v1 import deployment_service_pb2
 from libs.errors import AppError, Transient
 from libs.rpc import Call, Client, acting
 from services.gateway.inference.connection import Address, BrokenOff, Pool, Reply, Unanswered
+from services.gateway.inference.shadow import differs
 from services.gateway.inference.traffic import Traffic
 from services.gateway.remembered import Remembered
 
@@ -27,6 +28,7 @@ STALE_SECONDS = 600.0
 # How long one question waits for an endpoint that starts; it is asked again until the request's own time is over.
 STARTING_SECONDS = 30.0
 ATTEMPTS = 3
+SHADOWS_AT_ONCE, SHADOW_SECONDS = 32, 10.0
 # Of deployment, beyond the waiting that it was asked for.
 _ANSWER_SECONDS = 5.0
 _PASSED_ON = (b"content-type", b"accept", b"inference-header-content-length")
@@ -69,6 +71,7 @@ class Router:
         self._resolved: Remembered[Key, Resolved] = Remembered(self._resolve, fresh_seconds=RESOLVED_SECONDS, stale_seconds=STALE_SECONDS)
         self._busy: Counter[str] = Counter()
         self._pool = Pool()
+        self._shadows: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Keeps connections to replicas from now on."""
@@ -76,6 +79,8 @@ class Router:
 
     async def stop(self) -> None:
         """Closes them."""
+        for task in self._shadows:
+            task.cancel()
         await self._pool.stop()
         self._resolved.stop()
 
@@ -118,7 +123,10 @@ class Router:
             replica = self._pick(resolved, tried)
             request = self._request(replica, method, path, headers, len(body), until)
             try:
-                return await self._ask(key, replica, [request, body] if body else [request])
+                reply = await self._ask(key, replica, [request, body] if body else [request])
+                if resolved.shadow and body:
+                    self._copy(key, resolved, reply, method, path, headers, body)
+                return reply
             except Unanswered as error:
                 tried.add(replica.id)
                 _log.warning("replica_unreachable", workspace=key[0], endpoint=key[1], replica=replica.id, error=str(error))
@@ -161,6 +169,29 @@ class Router:
                 reply.stream.on_end = leave
             else:
                 leave()
+
+    def _copy(
+        self, key: Key, resolved: Resolved, reply: Reply, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
+    ) -> None:
+        """Asks the shadow revision too, where it keeps up; nobody waits for it."""
+        if reply.status != 200 or reply.stream is not None or len(self._shadows) >= SHADOWS_AT_ONCE:
+            return
+        replica = random.choice(resolved.replicas[resolved.shadow])
+        task = asyncio.create_task(self._compare(key, replica, reply, method, path, headers, body))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _compare(
+        self, key: Key, replica: Replica, reply: Reply, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
+    ) -> None:
+        request = self._request(replica, method, path, headers, len(body), time.monotonic() + SHADOW_SECONDS)
+        try:
+            async with asyncio.timeout(SHADOW_SECONDS):
+                other = await self._ask(key, replica, [request, body])
+        except (Unanswered, AppError, TimeoutError):
+            self._traffic.compared(key, replica.revision, differs=True)
+        else:
+            self._traffic.compared(key, replica.revision, differs=other.status != 200 or differs(reply.body, other.body))
 
     def _request(self, replica: Replica, method: str, path: str, headers: Mapping[bytes, bytes], length: int, until: float) -> bytes:
         carrier: dict[str, str] = {}
