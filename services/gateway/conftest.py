@@ -42,6 +42,12 @@ class World:
     datasets: InMemoryArtifactStore
     traces: FakeTraces
     replicas: list[Replica]
+    services: Server
+
+    async def start_services(self) -> None:
+        """Again, at the same address."""
+        self.services = _services(self.behind, self.services.address)
+        await self.services.start()
 
     async def add_replica(self, name: str = "r1") -> Replica:
         replica = Replica(name, self.behind.log)
@@ -73,9 +79,8 @@ def models() -> InMemoryArtifactStore:
 async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore, models: InMemoryArtifactStore) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         behind = Behind()
-        server = Server(f"unix:{tmp_path}/s", behind.registrations(), verifier=Verifier(PUBLIC))
+        server = _services(behind, f"unix:{tmp_path}/s")
         await server.start()
-        stack.push_async_callback(server.stop, 0)
         peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
         settings = GatewaySettings(
             port=0,
@@ -96,6 +101,12 @@ async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore,
         client = httpx.AsyncClient(base_url=gateway.address, headers={"authorization": "Bearer owner-key"}, timeout=30)
         await stack.enter_async_context(client)
         replicas: list[Replica] = []
-        yield World(behind, control, gateway, client, models, datasets, traces, replicas)
+        world = World(behind, control, gateway, client, models, datasets, traces, replicas, server)
+        yield world
         for replica in replicas:
             await replica.stop()
+    await world.services.stop(0)
+
+
+def _services(behind: Behind, address: str) -> Server:
+    return Server(address, behind.registrations(), verifier=Verifier(PUBLIC))

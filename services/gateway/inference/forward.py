@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 
 import aiohttp
+import structlog
 from multidict import CIMultiDict
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -12,11 +13,13 @@ from yarl import URL
 
 from libs.errors import Transient
 from services.gateway.problems import Problems
+from services.gateway.tracing import Tracing
 
 # Of one connection alone (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+_log = structlog.get_logger(__name__)
 _CONNECT_SECONDS, _PATIENCE_SECONDS = 2.0, 5.0
 
 
@@ -24,7 +27,8 @@ class Forward:
     """An ASGI application and a lifecycle component. `url` is the control plane's: "http://gateway:8081" or "unix:/run/control"."""
 
     def __init__(self, url: str, problems: Problems) -> None:
-        self._url, self._problems = url, problems
+        self._url = url
+        self._away = Tracing(_refuse, problems)
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
@@ -65,9 +69,8 @@ class Forward:
             if begun:
                 # Breaking it off is the only way left to say so.
                 raise
-            away = Transient("the control plane cannot be reached; predictions go on, try again in a moment")
-            away.__cause__ = error
-            await self._problems.response(scope, away)(scope, receive, send)
+            _log.warning("control_plane_away", error=str(error))
+            await self._away(scope, receive, send)
         except ClientDisconnect:
             return
 
@@ -88,6 +91,10 @@ class Forward:
     def _target(self, scope: Scope) -> URL:
         query = scope["query_string"].decode("latin-1")
         return URL(self._base + scope["raw_path"].decode("latin-1") + (f"?{query}" if query else ""), encoded=True)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Transient("the control plane cannot be reached; predictions go on, try again in a moment")
 
 
 def _headers(scope: Scope) -> CIMultiDict[str]:

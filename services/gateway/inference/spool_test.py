@@ -32,9 +32,13 @@ class Taker:
         return sorted(line for lines in self.taken.values() for line in lines)
 
 
+def left(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 async def until(check: Any, seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
-        while not check():
+        while not check():  # noqa: ASYNC110 (any condition)
             await asyncio.sleep(0.02)
 
 
@@ -48,7 +52,7 @@ async def test_lines_are_taken_once_and_gone(tmp_path: Path) -> None:
     spool.write("b", 1)
     await spool.stop()
     assert take.lines == [["a", 0], ["a", 1], ["a", 2], ["a", 3], ["a", 4], ["b", 1]]
-    assert list(tmp_path.iterdir()) == []
+    assert left(tmp_path) == []
 
 
 async def test_what_nobody_takes_stays_for_the_next_process(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ async def test_a_segment_that_is_refused_is_kept_for_a_look_and_holds_up_nothing
     spool.write("good")
     await until(lambda: take.lines == [["good"]])
     await spool.stop()
-    [refused] = tmp_path.iterdir()
+    [refused] = left(tmp_path)
     assert (refused.suffix, refused.read_bytes()) == (".refused", b'["bad"]\n')
 
 
@@ -156,4 +160,4 @@ async def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     for spool in spools:
         await spool.stop()
     assert take.lines == [[number] for number in range(100)]
-    assert not list(tmp_path.iterdir())
+    assert left(tmp_path) == []
