@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from libs.errors import Transient
+
 log = structlog.get_logger()
 
 
@@ -51,10 +53,12 @@ class Loop:
             try:
                 again = await self._step()
                 failures = 0
-            except Exception:
+            except Exception as error:
                 failures += 1
                 again = False
-                log.exception("loop_step_failed", loop=self.name, failures=failures)
+                # Whom it needs is away: where in the code that was noticed says nothing.
+                where = not isinstance(error, Transient)
+                log.error("loop_step_failed", loop=self.name, failures=failures, error=str(error), exc_info=where)
             if not again and not self._stopping:
                 await self._pause(failures)
 
