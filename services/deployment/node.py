@@ -23,7 +23,7 @@ from services.deployment.handlers import replicas
 from services.deployment.package_cache import PackageCache
 from services.deployment.runner import Probe, Run, Surroundings, is_healthy
 from services.deployment.settings import Settings
-from services.deployment.tables import Endpoint, Replica
+from services.deployment.tables import Replica, Revision
 from services.deployment.work_folder import WorkFolder
 
 log = structlog.get_logger()
@@ -101,10 +101,10 @@ class Node:
         """Whether it takes what is granted on that node."""
         return not self._stopping and self._settings.node in ("", node)
 
-    def begin(self, replica: Replica, endpoint: Endpoint) -> None:
+    def begin(self, replica: Replica, revision: Revision) -> None:
         """Runs what was claimed for it, unless it does already."""
         if replica.id not in self._runs and not self._stopping:
-            self._runs[replica.id] = Run(self._around, replica, endpoint)
+            self._runs[replica.id] = Run(self._around, replica, revision)
 
     def lease_expires(self) -> float:
         """Until when what it claims now is believed to be run."""
@@ -147,7 +147,8 @@ class Node:
 
     async def _take(self, replica: Replica) -> None:
         async with self._database.unit() as unit:
-            claimed = await replicas.claim(unit, workspace=replica.workspace, id=replica.id, owner=self.owner, expires=self.lease_expires())
+            where = {"workspace": replica.workspace, "id": replica.id}
+            claimed = await replicas.claim(unit, **where, owner=self.owner, expires=self.lease_expires(), now=time.time())
         if claimed:
             self.begin(*claimed)
 

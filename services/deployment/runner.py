@@ -29,7 +29,7 @@ from services.deployment.domain.resources import CORE_MILLIS, MIB
 from services.deployment.handlers import replicas
 from services.deployment.package_cache import PackageCache
 from services.deployment.settings import Settings
-from services.deployment.tables import Endpoint, Replica
+from services.deployment.tables import Replica, Revision
 
 log = structlog.get_logger()
 Found = TypeVar("Found")
@@ -75,10 +75,10 @@ class Unwanted(Exception):
 
 
 class Run:
-    """Begins at once. `replica` and `endpoint` are as they were when it was claimed; what becomes of them is in the database."""
+    """Begins at once. `replica` and `revision` are as they were when it was claimed; what becomes of them is in the database."""
 
-    def __init__(self, around: Surroundings, replica: Replica, endpoint: Endpoint) -> None:
-        self._around, self._replica, self._endpoint = around, replica, endpoint
+    def __init__(self, around: Surroundings, replica: Replica, revision: Revision) -> None:
+        self._around, self._replica, self._revision = around, replica, revision
         self._where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": around.owner}
         self._log = log.bind(replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
         self._folder = around.folder / replica.id
@@ -128,14 +128,14 @@ class Run:
         await self._write_end(reason, error, released)
 
     async def _live(self) -> None:
-        parent = telemetry.extract({"traceparent": self._endpoint.traceparent})
+        parent = telemetry.extract({"traceparent": self._revision.traceparent})
         attributes = {telemetry.WORKSPACE: self._replica.workspace, "lepton.replica": self._replica.id}
         starting = telemetry.tracer().start_span("start replica", context=parent, attributes=attributes)
         self._tended = asyncio.create_task(self._tend())
         try:
             async with AsyncExitStack() as stack:
                 with trace.use_span(starting):
-                    package = await self._while_wanted(stack.enter_async_context(self._around.packages.hold(self._endpoint.files)))
+                    package = await self._while_wanted(stack.enter_async_context(self._around.packages.hold(self._revision.files)))
                     process = await self._launched(package)
                 starting.end()
                 await self._serve(process)
@@ -176,13 +176,13 @@ class Run:
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     def _launch(self, package: Path) -> Launch:
-        endpoint, output = self._endpoint, self._folder / "log"
-        threads = max(1, endpoint.cpu_millis // CORE_MILLIS)
+        revision, output = self._revision, self._folder / "log"
+        threads = max(1, revision.cpu_millis // CORE_MILLIS)
         options = {
             "--package": package,
             # Under /v2 an endpoint is the model, by its own name.
-            "--model-name": endpoint.name,
-            "--model-version": endpoint.model_version,
+            "--model-name": revision.endpoint,
+            "--model-version": revision.model_version,
             "--host": self._around.settings.replica_host,
             "--port": self._around.settings.replica_port,
             "--threads": threads,
@@ -200,15 +200,15 @@ class Run:
                 "PYTHONPATH": ":".join(path for path in sys.path if path),
             },
             cwd=self._folder,
-            memory_bytes=endpoint.memory_bytes,
+            memory_bytes=revision.memory_bytes,
             stdout=output,
             stderr=output,
             inputs=[package],
-            cpu_millis=endpoint.cpu_millis,
+            cpu_millis=revision.cpu_millis,
             devices=len(self._replica.devices),
             node=self._replica.node,
             port=self._around.settings.replica_port,
-            labels={"role": "replica", "workspace": endpoint.workspace, "endpoint": endpoint.name},
+            labels={"role": "replica", "workspace": revision.workspace, "endpoint": revision.endpoint},
         )
 
     async def _listening(self, process: Process) -> int:
@@ -282,7 +282,7 @@ class Run:
     async def _why(self, exit: Exit) -> AppError:
         """What an end that nobody asked for means to the endpoint's owner."""
         if exit.oom:
-            have = self._endpoint.memory_bytes // MIB
+            have = self._revision.memory_bytes // MIB
             return AppError(
                 f"a replica needs more than its {have} MiB of memory; give it more resources.memory_bytes", code="out_of_memory"
             )
