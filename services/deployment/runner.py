@@ -24,6 +24,7 @@ from libs.db import Database
 from libs.errors import AppError, Conflict, NotFound
 from libs.launcher import Exit, Launch, Launcher, LaunchError, Process
 from libs.rpc import Client, acting_for
+from services.deployment import smoke
 from services.deployment.changes import Changes
 from services.deployment.domain.resources import CORE_MILLIS, MIB
 from services.deployment.handlers import replicas
@@ -157,7 +158,9 @@ class Run:
             wanted = await replicas.note_started(unit, **self._where, handle=process.handle)
         if not wanted:
             raise Unwanted
-        self._port = await self._listening(process)
+        port = await self._listening(process)
+        await self._while_wanted(self._asked_once(package, port))
+        self._port = port
         async with self._around.database.unit() as unit:
             wanted = await replicas.note_ready(unit, **self._where, url=self._url(), token=self._token, now=time.time())
         if not wanted:
@@ -228,10 +231,22 @@ class Run:
             raise Failed(AppError("the replica listens but does not answer its health check", code="process_hung"))
         return port
 
+    async def _asked_once(self, package: Path, port: int) -> None:
+        """Raises what keeps it from answering a prediction."""
+        record = await asyncio.to_thread(smoke.record_of, package)
+        if record is None:
+            return
+        why = await smoke.why_not(self._host(), port, self._token, record, self._around.settings.probe_seconds)
+        if why:
+            said = telemetry.redacted(await asyncio.to_thread(_tail, self._folder / "log"))
+            raise Failed(AppError(f"the replica listens, but {why}" + (f"; it said: {said}" if said else ""), code="process_failed"))
+
     async def _answers_at(self, port: int) -> bool:
-        settings = self._around.settings
-        host = (self._process.host if self._process else "") or settings.probed_host
-        return await self._around.probe(host, port, self._token, settings.probe_seconds)
+        return await self._around.probe(self._host(), port, self._token, self._around.settings.probe_seconds)
+
+    def _host(self) -> str:
+        """Where this process reaches it."""
+        return (self._process.host if self._process else "") or self._around.settings.probed_host
 
     async def _serve(self, process: Process) -> None:
         """While it is wanted and lives. Always raises."""
