@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 
 # For what replicas have in hand when this process is to end; a lifecycle waits 10 s for all of it.
 STOP_SECONDS, SLACK_SECONDS = 4.0, 2.0
+# The ready time of replicas is told in pieces that are no longer.
+METER_SECONDS = 5.0
 HANDED_BACK = "the process that ran it was stopped; another replica takes its place"
 
 
@@ -115,6 +118,10 @@ class Node:
         run = self._runs.get(replica.id)
         return run.answers if run else replica.owner != self.owner
 
+    def _answers_here(self, replica: Replica) -> bool:
+        run = self._runs.get(replica.id)
+        return run is not None and run.answers
+
     async def step(self) -> None:
         """One look at the rows."""
         await self._say_alive()
@@ -153,11 +160,14 @@ class Node:
             self.begin(*claimed)
 
     async def _say_alive(self) -> None:
-        if not self._runs or time.monotonic() - self._said < self._settings.owner_lease_seconds / 3:
+        """And for how long replicas were ready: what they cost is told while they live, not once they are killed."""
+        if not self._runs or time.monotonic() - self._said < min(METER_SECONDS, self._settings.owner_lease_seconds / 3):
             return
         said = time.monotonic()
         async with self._database.unit() as unit:
             await repository.renew_leases(unit.session, self.owner, self.lease_expires())
+            live = await repository.live_of_owner(unit.session, self.owner)
+            await replicas.meter(unit, [replica for replica in live if self._answers_here(replica)], now=time.time())
         self._said = said
 
     async def _hand_back(self) -> None:
@@ -174,11 +184,12 @@ class Node:
         for replica in left:
             if replica.handle:
                 await self._launcher.end(replica.handle)
-            await self._end(replica, "the process that ran it ended")
+            await self._end(replica, "the process that ran it ended", lived=False)
 
-    async def _end(self, replica: Replica, reason: str) -> None:
+    async def _end(self, replica: Replica, reason: str, *, lived: bool = True) -> None:
+        where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": replica.owner}
         async with self._database.unit() as unit:
-            await replicas.note_ended(unit, workspace=replica.workspace, id=replica.id, owner=replica.owner, reason=reason, now=time.time())
+            await replicas.note_ended(unit, **where, reason=reason, now=time.time(), lived=lived)
         log.info("replica_ended_unrun", replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
         self._ended()
 

@@ -1,5 +1,7 @@
 """What is written about replicas by the reconciler, by the nodes that run them, and by members who want others."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from libs.db import Unit, new_id
@@ -145,16 +147,30 @@ async def note_ended(
     owner: str,
     reason: str,
     now: float,
+    lived: bool = True,
     released: bool = False,
     error: dict[str, Any] | None = None,
 ) -> None:
-    """It is gone, and so is its allocation where that is `released`.
+    """It is gone, and so is its allocation where that is `released`. Without `lived` nobody knows for how long it has been.
 
     With an `error` that was its own doing, or the model's: the endpoint tries again, ever more rarely.
     """
     replica = await _owned(unit, workspace, id, owner)
     if replica:
+        if lived:
+            await meter(unit, [replica], now=now)
         await _end(unit, replica, reason=reason, now=now, released=released, error=error)
+
+
+async def meter(unit: Unit, live: Sequence[Replica], *, now: float) -> None:
+    """Tells the ready time of these replicas since it was last told; the mark up to which it is told is part of the same transaction."""
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    for replica in live:
+        since = replica.ready_time if replica.metered_until is None else replica.metered_until
+        if since is not None and now > since:
+            seconds[replica.workspace, replica.endpoint] += now - since
+            replica.metered_until = now
+    await unit.emit(*[wire.replicas_served(workspace, endpoint, spent, now) for (workspace, endpoint), spent in seconds.items()])
 
 
 async def bury(unit: Unit, *, seen: Replica, reason: str, now: float) -> None:
