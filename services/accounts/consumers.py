@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.data.v1.events_pb2 import DatasetDeleted, DatasetVersionFailed
-from lepton.deployment.v1.events_pb2 import EndpointDeleted, PredictionsServed
+from lepton.deployment.v1.events_pb2 import EndpointDeleted, PredictionsServed, ReplicasServed
 from lepton.marketplace.v1.events_pb2 import ListingInvoked
 from lepton.training.v1.events_pb2 import TrainingJobEnded
 from libs.db import Unit
@@ -38,6 +38,7 @@ def reactions(fee_percent: Decimal) -> dict[type[Message], Handler]:
     return handles(
         (AllocationEnded, on_allocation_ended),
         (PredictionsServed, on_predictions_served),
+        (ReplicasServed, on_replicas_served),
         (ListingInvoked, on_listing_invoked),
         (TrainingJobEnded, on_training_job_ended),
         (EndpointDeleted, on_endpoint_deleted),
@@ -63,15 +64,24 @@ async def on_allocation_ended(unit: Unit, message: AllocationEnded) -> None:
 
 
 async def on_predictions_served(unit: Unit, message: PredictionsServed) -> None:
+    for metric, quantity in (("predictions", message.rows), ("tokens_in", message.tokens_in), ("tokens_out", message.tokens_out)):
+        await _record_use_of_endpoint(unit, message, metric, quantity)
+
+
+async def on_replicas_served(unit: Unit, message: ReplicasServed) -> None:
+    await _record_use_of_endpoint(unit, message, "replica_seconds", message.seconds)
+
+
+async def _record_use_of_endpoint(unit: Unit, message: PredictionsServed | ReplicasServed, metric: str, quantity: float) -> None:
     event = current_event()
     await handlers.record_use(
         unit,
         source=event.source,
         event_id=event.id,
         workspace=message.workspace,
-        metric="predictions",
+        metric=metric,
         resource=f"endpoints/{message.endpoint}",
-        quantity=message.rows,
+        quantity=quantity,
         time=_moment(message.time),
     )
 

@@ -12,7 +12,7 @@ from lepton.compute.v1.allocation_pb2 import Allocation
 from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.data.v1.dataset_pb2 import DatasetVersion
 from lepton.data.v1.events_pb2 import DatasetDeleted, DatasetVersionFailed
-from lepton.deployment.v1.events_pb2 import EndpointDeleted
+from lepton.deployment.v1.events_pb2 import EndpointDeleted, PredictionsServed, ReplicasServed
 from lepton.training.v1.events_pb2 import TrainingJobEnded
 from lepton.training.v1.job_pb2 import TrainingJob
 from libs.db import Database
@@ -39,8 +39,13 @@ async def reserve(database: Database, name: str, metric: str, now: float) -> Non
         await handlers.reserve_quota(unit, workspace="default", metric=metric, reservation=name, amount=1, now=now)
 
 
-async def tell(database: Database, message: Message) -> None:
+async def tell(database: Database, message: Message, times: int = 1) -> None:
     event: Any = Event.of(message, key="k")
+    for _ in range(times):
+        await _hear(database, message, event)
+
+
+async def _hear(database: Database, message: Message, event: Any) -> None:
     async with database.unit() as unit:
         with handling(event):
             await reactions(Settings().platform_fee_percent)[type(message)](unit, message)
@@ -115,4 +120,22 @@ async def test_an_allocation_is_billed_to_what_it_was_for(database: Database, cl
         ("cpu_seconds", "training-jobs/j1", 15_000_000),
         ("gpu_seconds", "training-jobs/j2", 30_000_000),
         ("cpu_seconds", "endpoints/e", 1_000_000),
+    }
+
+
+async def test_ready_time_and_tokens_are_written_down_once_and_free_where_no_plan_says_their_price(database: Database) -> None:
+    served = ReplicasServed(workspace="default", endpoint="e", seconds=3.25)
+    predicted = PredictionsServed(workspace="default", endpoint="e", requests=1, rows=2, tokens_in=70, tokens_out=30)
+    for message in (served, predicted):
+        await tell(database, message, times=2)
+    async with database.read() as session:
+        query = select(UsageRecord.metric, UsageRecord.quantity, UsageRecord.amount, UsageRecord.resource).where(
+            UsageRecord.source == "/lepton/deployment"
+        )
+        found = {row.metric: (row.quantity, row.resource, row.amount) for row in await session.execute(query)}
+    assert found.pop("predictions")[:2] == (2_000_000, "endpoints/e")
+    assert found == {
+        "replica_seconds": (3_250_000, "endpoints/e", 0),
+        "tokens_in": (70_000_000, "endpoints/e", 0),
+        "tokens_out": (30_000_000, "endpoints/e", 0),
     }

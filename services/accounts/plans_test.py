@@ -127,6 +127,14 @@ async def test_what_is_not_named_stays(accounts: Client) -> None:
     assert after == expected == (await plans(accounts))["pro"]
 
 
+async def test_a_price_of_tokens_is_said_or_they_are_free(accounts: Client) -> None:
+    assert "tokens_out" not in {price.metric for price in (await plans(accounts))["pro"].prices}
+    after = await set_plan(accounts, prices=[cost("tokens_out", 7)])
+    assert {price.metric: price.unit_price.micros for price in after.prices}["tokens_out"] == 7
+    again = await set_plan(accounts, prices=[cost("predictions", 5)])
+    assert {price.metric: price.unit_price.micros for price in again.prices}["tokens_out"] == 7
+
+
 async def test_a_lower_limit_holds_for_what_is_new(accounts: Client, database: Database, clock: FakeClock) -> None:
     await store(database, "iris@1", 2, clock())
     await set_plan(accounts, quotas=[quota("storage_bytes", 1 << 30)])

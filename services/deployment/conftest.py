@@ -272,9 +272,9 @@ class serving:
 
     def __init__(self, world: World, by: Embedded | Reconciler, folder: Path) -> None:
         if isinstance(by, Embedded):
-            reconciler, resolver = by.reconciler, Resolver(world.database, world.changes, by.node.answers)
+            reconciler, resolver = by.reconciler, Resolver(world.database, world.changes, by.reconciler.wake, by.node.answers)
         else:
-            reconciler, resolver = by, Resolver(world.database, Changes())
+            reconciler, resolver = by, Resolver(world.database, Changes(), by.wake)
         servicer = DeploymentServicer(world.database, world.peers, reconciler, resolver)
         registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
         self._server = Server(f"unix:{folder}/s", registrations, verifier=Verifier(PUBLIC))

@@ -137,8 +137,9 @@ async def test_the_old_version_serves_until_the_new_one_does(deployment: Client,
     old = await resolve(deployment)
     await world.add_model("wdbc@2", b"{2}")
     world.silent = True
+    at_once = endpoint_pb2.Rollout(canary_percents=[100], prove_seconds=0)
     with acting_for("acme"):
-        updated = await deployment.UpdateEndpoint(pb.UpdateEndpointRequest(name="wdbc", model="wdbc"))
+        updated = await deployment.UpdateEndpoint(pb.UpdateEndpointRequest(name="wdbc", model="wdbc", rollout=at_once))
     assert (updated.model, updated.revision, updated.state) == ("wdbc@2", 2, STARTING)
 
     async def two() -> bool:

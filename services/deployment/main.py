@@ -28,7 +28,7 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     kit = Kit("deployment", "services.deployment", settings, event_log)
     changes, peers = Changes(), _peers(kit)
     reconciler = Reconciler(kit.database, peers, changes, settings)
-    return _service(kit, peers, reconciler, Resolver(kit.database, changes), [reconciler])
+    return _service(kit, peers, reconciler, Resolver(kit.database, changes, reconciler.wake), [reconciler])
 
 
 def build_node(settings: Settings, event_log: EventLog | None = None, launcher: Launcher | None = None) -> Lifecycle:
@@ -47,7 +47,7 @@ def build_embedded(settings: Settings, event_log: EventLog | None = None) -> Lif
     node = Node(kit.database, peers.compute, SubprocessLauncher(), models, changes, settings, alone=True)
     reconciler = Reconciler(kit.database, peers, changes, settings, here=node)
     # When it stops, nobody plans any more what would replace what the node ends.
-    return _service(kit, peers, reconciler, Resolver(kit.database, changes, node.answers), [node, reconciler])
+    return _service(kit, peers, reconciler, Resolver(kit.database, changes, reconciler.wake, node.answers), [node, reconciler])
 
 
 def _service(kit: Kit, peers: Peers, reconciler: Reconciler, resolver: Resolver, components: Sequence[Component]) -> Lifecycle:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -23,13 +24,15 @@ from services.deployment.handlers import replicas
 from services.deployment.package_cache import PackageCache
 from services.deployment.runner import Probe, Run, Surroundings, is_healthy
 from services.deployment.settings import Settings
-from services.deployment.tables import Endpoint, Replica
+from services.deployment.tables import Replica, Revision
 from services.deployment.work_folder import WorkFolder
 
 log = structlog.get_logger()
 
 # For what replicas have in hand when this process is to end; a lifecycle waits 10 s for all of it.
 STOP_SECONDS, SLACK_SECONDS = 4.0, 2.0
+# The ready time of replicas is told in pieces that are no longer.
+METER_SECONDS = 5.0
 HANDED_BACK = "the process that ran it was stopped; another replica takes its place"
 
 
@@ -101,10 +104,10 @@ class Node:
         """Whether it takes what is granted on that node."""
         return not self._stopping and self._settings.node in ("", node)
 
-    def begin(self, replica: Replica, endpoint: Endpoint) -> None:
+    def begin(self, replica: Replica, revision: Revision) -> None:
         """Runs what was claimed for it, unless it does already."""
         if replica.id not in self._runs and not self._stopping:
-            self._runs[replica.id] = Run(self._around, replica, endpoint)
+            self._runs[replica.id] = Run(self._around, replica, revision)
 
     def lease_expires(self) -> float:
         """Until when what it claims now is believed to be run."""
@@ -114,6 +117,10 @@ class Node:
         """Whether a replica that is ready can be asked: one of this process whose end is not written yet can't."""
         run = self._runs.get(replica.id)
         return run.answers if run else replica.owner != self.owner
+
+    def _answers_here(self, replica: Replica) -> bool:
+        run = self._runs.get(replica.id)
+        return run is not None and run.answers
 
     async def step(self) -> None:
         """One look at the rows."""
@@ -147,16 +154,20 @@ class Node:
 
     async def _take(self, replica: Replica) -> None:
         async with self._database.unit() as unit:
-            claimed = await replicas.claim(unit, workspace=replica.workspace, id=replica.id, owner=self.owner, expires=self.lease_expires())
+            where = {"workspace": replica.workspace, "id": replica.id}
+            claimed = await replicas.claim(unit, **where, owner=self.owner, expires=self.lease_expires(), now=time.time())
         if claimed:
             self.begin(*claimed)
 
     async def _say_alive(self) -> None:
-        if not self._runs or time.monotonic() - self._said < self._settings.owner_lease_seconds / 3:
+        """And for how long replicas were ready: what they cost is told while they live, not once they are killed."""
+        if not self._runs or time.monotonic() - self._said < min(METER_SECONDS, self._settings.owner_lease_seconds / 3):
             return
         said = time.monotonic()
         async with self._database.unit() as unit:
             await repository.renew_leases(unit.session, self.owner, self.lease_expires())
+            live = await repository.live_of_owner(unit.session, self.owner)
+            await replicas.meter(unit, [replica for replica in live if self._answers_here(replica)], now=time.time())
         self._said = said
 
     async def _hand_back(self) -> None:
@@ -173,11 +184,12 @@ class Node:
         for replica in left:
             if replica.handle:
                 await self._launcher.end(replica.handle)
-            await self._end(replica, "the process that ran it ended")
+            await self._end(replica, "the process that ran it ended", lived=False)
 
-    async def _end(self, replica: Replica, reason: str) -> None:
+    async def _end(self, replica: Replica, reason: str, *, lived: bool = True) -> None:
+        where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": replica.owner}
         async with self._database.unit() as unit:
-            await replicas.note_ended(unit, workspace=replica.workspace, id=replica.id, owner=replica.owner, reason=reason, now=time.time())
+            await replicas.note_ended(unit, **where, reason=reason, now=time.time(), lived=lived)
         log.info("replica_ended_unrun", replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
         self._ended()
 

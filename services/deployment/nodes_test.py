@@ -12,7 +12,7 @@ from lepton.compute.v1 import allocation_pb2
 from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.deployment.v1 import deployment_service_pb2 as pb
 from libs.errors import Conflict
-from libs.launcher import InMemoryLauncher, InMemoryProcess, Launch
+from libs.launcher import Exit, InMemoryLauncher, InMemoryProcess, Launch
 from libs.rpc import Client, acting_for
 from services.deployment import consumers, repository
 from services.deployment.conftest import World, fail, serving
@@ -401,3 +401,46 @@ async def test_a_replica_that_has_to_go_while_it_is_started_is_broken_off(world:
 
     await eventually(broken_off)
     await node.stop()
+
+
+async def told_seconds(world: World) -> float:
+    return sum(event.seconds for name, event in await world.events() if name == "ReplicasServed")
+
+
+async def test_ready_time_is_told_while_it_passes_and_once(world: World, deployment: Client, eventually: Eventually) -> None:
+    node = world.node("n1", **SOON)
+    await node.start()
+    await create(deployment)
+    await resolve(deployment)
+
+    async def told_twice() -> bool:
+        return [name for name, _ in await world.events()].count("ReplicasServed") >= 2
+
+    await eventually(told_twice)
+    [row] = await rows(world, ReplicaState.READY)
+    assert row.metered_until and row.ready_time
+    assert await told_seconds(world) >= row.metered_until - row.ready_time - 1e-6
+    world.launcher.running[0].exit(Exit(None, 9))
+    [ended] = await eventually(on(world, "n1", ReplicaState.ENDED))
+    of_next = [row for row in await rows(world) if row.id != ended.id and row.metered_until]
+    spent = ended.end_time - ended.ready_time + sum(row.metered_until - row.ready_time for row in of_next)
+    assert await told_seconds(world) == pytest.approx(spent, abs=1e-3)
+    assert {event.endpoint for name, event in await world.events() if name == "ReplicasServed"} == {"wdbc"}
+    await node.stop()
+
+
+async def test_nobody_pays_for_the_silence_of_a_killed_node(world: World, deployment: Client, eventually: Eventually) -> None:
+    node = world.node("n1", **SOON)
+    await node.start()
+    await create(deployment)
+    await resolve(deployment)
+
+    async def told() -> float:
+        return await told_seconds(world)
+
+    await eventually(told)
+    await fail(node)
+    before = await told()
+    world.compute.waiting = "waits"
+    [ended] = await eventually(on(world, "n1", ReplicaState.ENDED))
+    assert await told() == before == pytest.approx(ended.metered_until - ended.ready_time, abs=1e-3)

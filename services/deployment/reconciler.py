@@ -6,7 +6,7 @@ One instance does this at a time; the others answer calls. Starts no process: wh
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -26,9 +26,11 @@ from services.deployment.domain.rollout import plan, was_proven
 from services.deployment.domain.states import ReplicaState
 from services.deployment.handlers import replicas
 from services.deployment.handlers.admission import Peers, give_back
+from services.deployment.handlers.rollouts import Pair
 from services.deployment.node import Node
+from services.deployment.scaler import Scaler
 from services.deployment.settings import Settings
-from services.deployment.tables import Endpoint, Replica
+from services.deployment.tables import Endpoint, Replica, Revision
 
 log = structlog.get_logger()
 
@@ -39,6 +41,7 @@ STALE_RESERVATION_SECONDS = 120.0
 SWEEP_SECONDS = 3600.0
 KEEP_ENDED_SECONDS = 86400.0
 KEEP_BATCHES_SECONDS = 30 * 86400.0
+KEEP_REVISIONS_SECONDS = 90 * 86400.0
 LOST = "the process that ran it is gone"
 
 
@@ -50,6 +53,7 @@ class Reconciler:
         self.owner = f"{signature()}/{secrets.token_hex(4)}"
         self._loop = Loop("deployment-reconciler", self.step, interval=settings.reconcile_seconds)
         self._asked: dict[str, float] = {}
+        self._scaler = Scaler(database)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._leads = False
         self._lease_checked = self._swept = self._looked = float("-inf")
@@ -80,13 +84,16 @@ class Reconciler:
             return False
         async with self._database.read() as session:
             endpoints, live = await repository.live_of_all_workspaces(session)
+            revisions = await repository.revisions_of_all_workspaces(session)
+            traffic = await repository.traffic_of_all_workspaces(session, now=time.time())
         self._note_look()
         changed = await self._bury([replica for replica in live if self._is_lost(replica)])
-        changed = await self._plan(endpoints, live) or changed
+        changed = await self._scaler.step(endpoints, live, revisions, traffic) or changed
+        changed = await self._plan(endpoints, live, revisions) or changed
         if changed:
             self._wake_here()
             return True
-        await self._ask(endpoints, live)
+        await self._ask(revisions, live)
         await self._release()
         await self._tidy()
         return False
@@ -117,24 +124,36 @@ class Reconciler:
             log.info("replica_buried", replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace, node=replica.node)
         return bool(lost)
 
-    async def _plan(self, endpoints: Sequence[Endpoint], live: Sequence[Replica]) -> bool:
+    async def _plan(self, endpoints: Sequence[Endpoint], live: Sequence[Replica], revisions: Mapping[str, Sequence[Revision]]) -> bool:
         changed = False
         now = time.time()
         for endpoint in endpoints:
             own = [replica for replica in live if replica.endpoint_id == endpoint.id]
-            forgivable = endpoint.failures and any(was_proven(r.ready_time, now) for r in own if r.state == ReplicaState.READY)
-            if plan(endpoint.wanted, [replica.seen for replica in own], now) or forgivable:
+            if self._is_to_plan(endpoint, own, revisions.get(endpoint.id, ()), now):
                 async with self._database.unit() as unit:
                     again = await repository.lock_endpoint(unit.session, endpoint.workspace, endpoint.id)
                     await replicas.reconcile(unit, again, now=now)
+                self._changes.notify(endpoint.workspace, endpoint.name)
                 changed = True
         return changed
 
-    async def _ask(self, endpoints: Sequence[Endpoint], live: Sequence[Replica]) -> None:
+    def _is_to_plan(self, endpoint: Endpoint, live: Sequence[Replica], revisions: Sequence[Revision], now: float) -> bool:
+        seen = [replica.seen for replica in live]
+        if endpoint.delete_time is not None:
+            return bool(plan(endpoint.wanted, seen, now))
+        pair = Pair.of(endpoint, revisions)
+        if pair is None or pair.is_due(endpoint, live, now):
+            return True
+        if endpoint.failures and any(was_proven(r.ready_time, now) for r in live if r.state == ReplicaState.READY):
+            return True
+        wanted, beside = pair.wanted(endpoint, live)
+        return bool(plan(wanted, seen, now, beside))
+
+    async def _ask(self, revisions: Mapping[str, Sequence[Revision]], live: Sequence[Replica]) -> None:
         """Compute, for every replica that nobody runs yet and that is due."""
-        by_id = {endpoint.id: endpoint for endpoint in endpoints}
-        due = [replica for replica in live if self._is_due(replica)]
-        await asyncio.gather(*(self._ask_for(replica, by_id[replica.endpoint_id]) for replica in due))
+        wanted = {(revision.endpoint_id, revision.number): revision for own in revisions.values() for revision in own}
+        due = [replica for replica in live if (replica.endpoint_id, replica.revision) in wanted and self._is_due(replica)]
+        await asyncio.gather(*(self._ask_for(replica, wanted[replica.endpoint_id, replica.revision]) for replica in due))
         ids = {replica.id for replica in live}
         self._asked = {id: at for id, at in self._asked.items() if id in ids}
 
@@ -149,14 +168,14 @@ class Reconciler:
         self._asked[replica.id] = now
         return True
 
-    async def _ask_for(self, replica: Replica, endpoint: Endpoint) -> None:
+    async def _ask_for(self, replica: Replica, revision: Revision) -> None:
         """One replica's trouble is not the others'."""
         async with self._slots:
-            token = context.attach(telemetry.extract({"traceparent": endpoint.traceparent}))
+            token = context.attach(telemetry.extract({"traceparent": revision.traceparent}))
             try:
                 with acting_for(replica.workspace):
-                    allocation = await self._peers.compute.CreateAllocation(self._request(replica, endpoint))
-                    await self._note(replica, endpoint, allocation)
+                    allocation = await self._peers.compute.CreateAllocation(self._request(replica, revision))
+                    await self._note(replica, revision, allocation)
             except Transient as error:
                 if not replica.node:
                     await self._note_waiting(replica, replica.allocation_id, error.detail)
@@ -167,15 +186,15 @@ class Reconciler:
             finally:
                 context.detach(token)
 
-    def _request(self, replica: Replica, endpoint: Endpoint) -> CreateAllocationRequest:
+    def _request(self, replica: Replica, revision: Revision) -> CreateAllocationRequest:
         return CreateAllocationRequest(
             workspace=replica.workspace,
             holder=replica.holder,
-            resources=wire.resources_message(endpoint.needs),
+            resources=wire.resources_message(revision.needs),
             lease_seconds=self._settings.allocation_lease_seconds,
         )
 
-    async def _note(self, replica: Replica, endpoint: Endpoint, allocation: Allocation) -> None:
+    async def _note(self, replica: Replica, revision: Revision, allocation: Allocation) -> None:
         """Writes where it was granted, so that the node begins, or why it waits."""
         if allocation.state != ALLOCATION_STATE_GRANTED:
             await self._note_waiting(replica, allocation.id, allocation.reason or "waits for an allocation")
@@ -187,7 +206,7 @@ class Reconciler:
             where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id}
             claimed = await replicas.note_granted(unit, **where, **granted, owner=owner, expires=expires, now=time.time())
         if here and claimed:
-            here.begin(claimed, endpoint)
+            here.begin(claimed, revision)
 
     async def _note_waiting(self, replica: Replica, allocation_id: str, reason: str) -> None:
         async with self._database.unit() as unit:
@@ -228,7 +247,9 @@ class Reconciler:
             return
         self._swept, now = time.monotonic(), time.time()
         async with self._database.unit() as unit:
-            await repository.forget_before(unit.session, replicas=now - KEEP_ENDED_SECONDS, batches=now - KEEP_BATCHES_SECONDS)
+            await repository.forget_before(
+                unit.session, replicas=now - KEEP_ENDED_SECONDS, batches=now - KEEP_BATCHES_SECONDS, revisions=now - KEEP_REVISIONS_SECONDS
+            )
 
     async def _lead(self) -> bool:
         """Whether this process plans; asked of the database every third of the lease."""

@@ -1,15 +1,17 @@
 """Every query of the deployment service."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from libs.db.infrastructure import leases
 from libs.errors import NotFound
-from services.deployment.domain.states import LIVE, ReplicaState
-from services.deployment.tables import Endpoint, PendingReservation, PredictionBatch, Replica
+from services.deployment.domain.scaling import REPORT_SECONDS, Load
+from services.deployment.domain.states import BESIDE, LIVE, ReplicaState, RevisionState
+from services.deployment.tables import Endpoint, PendingReservation, PredictionBatch, Replica, Revision, ScalingDecision, Traffic
 
 LEADER = "replicas"
 
@@ -56,6 +58,88 @@ async def last_replicas(session: AsyncSession, endpoint: Endpoint, limit: int) -
     """Newest first, ended ones too."""
     query = select(Replica).where(Replica.workspace == endpoint.workspace, Replica.endpoint_id == endpoint.id)
     return (await session.execute(query.order_by(Replica.id.desc()).limit(limit))).scalars().all()
+
+
+async def find_revision(session: AsyncSession, endpoint: Endpoint, number: int) -> Revision | None:
+    query = select(Revision).where(Revision.workspace == endpoint.workspace, Revision.endpoint_id == endpoint.id, Revision.number == number)
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def last_revisions(session: AsyncSession, endpoint: Endpoint, limit: int) -> Sequence[Revision]:
+    """Newest first."""
+    query = select(Revision).where(Revision.workspace == endpoint.workspace, Revision.endpoint_id == endpoint.id)
+    return (await session.execute(query.order_by(col(Revision.number).desc()).limit(limit))).scalars().all()
+
+
+async def wanted_revisions(session: AsyncSession, endpoints: Sequence[Endpoint]) -> dict[str, list[Revision]]:
+    """The one that serves and the one beside it, oldest first, by endpoint id."""
+    found: dict[str, list[Revision]] = {endpoint.id: [] for endpoint in endpoints}
+    workspaces, states = {endpoint.workspace for endpoint in endpoints}, (*BESIDE, RevisionState.ACTIVE)
+    query = select(Revision).where(Revision.workspace.in_(workspaces), Revision.endpoint_id.in_(found), Revision.state.in_(states))
+    for revision in (await session.execute(query.order_by(Revision.endpoint_id, Revision.number))).scalars():
+        found[revision.endpoint_id].append(revision)
+    return found
+
+
+async def revisions_of_all_workspaces(session: AsyncSession) -> dict[str, list[Revision]]:
+    """As `wanted_revisions`, of endpoints that are not deleted."""
+    found: dict[str, list[Revision]] = defaultdict(list)
+    query = select(Revision).join(Endpoint, Endpoint.id == Revision.endpoint_id).where(col(Endpoint.delete_time).is_(None))
+    query = query.where(Revision.state.in_((*BESIDE, RevisionState.ACTIVE))).order_by(Revision.endpoint_id, Revision.number)
+    for revision in (await session.execute(query)).scalars():
+        found[revision.endpoint_id].append(revision)
+    return found
+
+
+async def traffic_of_all_workspaces(session: AsyncSession, *, now: float) -> dict[str, dict[int, Load]]:
+    """What gateways have in hand now, by endpoint id and revision."""
+    found: dict[str, dict[int, Load]] = defaultdict(dict)
+    query = select(Traffic.endpoint_id, Traffic.revision, func.sum(Traffic.in_flight), func.sum(Traffic.waiting))
+    query = query.where(Traffic.time >= now - REPORT_SECONDS).group_by(Traffic.endpoint_id, Traffic.revision)
+    for id, revision, in_flight, waiting in await session.execute(query):
+        found[id][revision] = Load(in_flight, waiting)
+    return found
+
+
+async def traffic_of(session: AsyncSession, endpoint: Endpoint, *, now: float) -> dict[int, tuple[Load, float]]:
+    """Load, and the longest 95th percentile of the latency, by revision; of the one endpoint, which the caller may see."""
+    query = select(Traffic.revision, func.sum(Traffic.in_flight), func.sum(Traffic.waiting), func.max(Traffic.p95_seconds))
+    query = query.where(Traffic.endpoint_id == endpoint.id, Traffic.time >= now - REPORT_SECONDS).group_by(Traffic.revision)
+    return {revision: (Load(in_flight, waiting), p95) for revision, in_flight, waiting, p95 in await session.execute(query)}
+
+
+async def endpoint_ids(session: AsyncSession, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """By workspace and name, of those that are not deleted."""
+    query = select(Endpoint.workspace, Endpoint.name, Endpoint.id)
+    query = query.where(tuple_(Endpoint.workspace, Endpoint.name).in_(set(names)), col(Endpoint.delete_time).is_(None))
+    return {(workspace, name): id for workspace, name, id in await session.execute(query)}
+
+
+async def replace_traffic(session: AsyncSession, rows: Sequence[Traffic]) -> None:
+    """What gateways said of these revisions before is over."""
+    table = Traffic.__table__
+    keys = list(table.primary_key.columns)
+    old = delete(table).where(*[column == bindparam(f"old_{column.name}") for column in keys])
+    connection = await session.connection()
+    await connection.execute(old, [{f"old_{column.name}": getattr(row, column.name) for column in keys} for row in rows])
+    await connection.execute(insert(table), [row.model_dump() for row in rows])
+
+
+async def add_requests(session: AsyncSession, counts: Sequence[Mapping[str, object]], *, now: float) -> None:
+    """Adds what was counted of `of_endpoint`, `of_number`: more requests, errors, seconds, compared, differing; `seen`: any at all."""
+    table = Revision.__table__
+    added = {"requests": "requests", "errors": "errors", "seconds_sum": "seconds", "shadow_compared": "compared"}
+    added["shadow_differing"] = "differing"
+    change = update(table).where(table.c.endpoint_id == bindparam("of_endpoint"), table.c.number == bindparam("of_number"))
+    values = {column: table.c[column] + bindparam(f"more_{name}") for column, name in added.items()}
+    values["last_request_time"] = case((bindparam("seen"), now), else_=table.c.last_request_time)
+    await (await session.connection()).execute(change.values(values), list(counts))
+
+
+async def last_decisions(session: AsyncSession, endpoint: Endpoint, limit: int) -> Sequence[ScalingDecision]:
+    """Newest first."""
+    query = select(ScalingDecision).where(ScalingDecision.workspace == endpoint.workspace, ScalingDecision.endpoint_id == endpoint.id)
+    return (await session.execute(query.order_by(col(ScalingDecision.id).desc()).limit(limit))).scalars().all()
 
 
 async def find_replica(session: AsyncSession, workspace: str, id: str) -> Replica | None:
@@ -123,11 +207,18 @@ async def is_recorded(session: AsyncSession, batch_id: str) -> bool:
     return await session.get(PredictionBatch, batch_id) is not None
 
 
-async def forget_before(session: AsyncSession, *, replicas: float, batches: float) -> None:
-    """Drops replicas that ended before one time, and batches recorded before the other, of all workspaces."""
+async def forget_before(session: AsyncSession, *, replicas: float, batches: float, revisions: float) -> None:
+    """Drops of all workspaces replicas that ended, batches recorded and revisions left before these times.
+
+    Decisions go with the replicas; what gateways said goes when it says nothing any more.
+    """
     ended = delete(Replica).where(Replica.state == ReplicaState.ENDED, Replica.allocation_id == "", col(Replica.end_time) < replicas)
     await session.execute(ended)
     await session.execute(delete(PredictionBatch).where(PredictionBatch.time < batches))
+    await session.execute(delete(ScalingDecision).where(ScalingDecision.time < replicas))
+    await session.execute(delete(Traffic).where(Traffic.time < replicas))
+    over = col(Revision.state).in_((RevisionState.REPLACED, RevisionState.ROLLED_BACK))
+    await session.execute(delete(Revision).where(over, Revision.change_time < revisions))
 
 
 async def lead(session: AsyncSession, holder: str, *, now: float, seconds: float, is_dead: Callable[[str], bool]) -> bool:

@@ -24,12 +24,13 @@ from libs.db import Database
 from libs.errors import AppError, Conflict, NotFound
 from libs.launcher import Exit, Launch, Launcher, LaunchError, Process
 from libs.rpc import Client, acting_for
+from services.deployment import smoke
 from services.deployment.changes import Changes
 from services.deployment.domain.resources import CORE_MILLIS, MIB
 from services.deployment.handlers import replicas
 from services.deployment.package_cache import PackageCache
 from services.deployment.settings import Settings
-from services.deployment.tables import Endpoint, Replica
+from services.deployment.tables import Replica, Revision
 
 log = structlog.get_logger()
 Found = TypeVar("Found")
@@ -75,10 +76,10 @@ class Unwanted(Exception):
 
 
 class Run:
-    """Begins at once. `replica` and `endpoint` are as they were when it was claimed; what becomes of them is in the database."""
+    """Begins at once. `replica` and `revision` are as they were when it was claimed; what becomes of them is in the database."""
 
-    def __init__(self, around: Surroundings, replica: Replica, endpoint: Endpoint) -> None:
-        self._around, self._replica, self._endpoint = around, replica, endpoint
+    def __init__(self, around: Surroundings, replica: Replica, revision: Revision) -> None:
+        self._around, self._replica, self._revision = around, replica, revision
         self._where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": around.owner}
         self._log = log.bind(replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
         self._folder = around.folder / replica.id
@@ -128,14 +129,14 @@ class Run:
         await self._write_end(reason, error, released)
 
     async def _live(self) -> None:
-        parent = telemetry.extract({"traceparent": self._endpoint.traceparent})
+        parent = telemetry.extract({"traceparent": self._revision.traceparent})
         attributes = {telemetry.WORKSPACE: self._replica.workspace, "lepton.replica": self._replica.id}
         starting = telemetry.tracer().start_span("start replica", context=parent, attributes=attributes)
         self._tended = asyncio.create_task(self._tend())
         try:
             async with AsyncExitStack() as stack:
                 with trace.use_span(starting):
-                    package = await self._while_wanted(stack.enter_async_context(self._around.packages.hold(self._endpoint.files)))
+                    package = await self._while_wanted(stack.enter_async_context(self._around.packages.hold(self._revision.files)))
                     process = await self._launched(package)
                 starting.end()
                 await self._serve(process)
@@ -157,7 +158,9 @@ class Run:
             wanted = await replicas.note_started(unit, **self._where, handle=process.handle)
         if not wanted:
             raise Unwanted
-        self._port = await self._listening(process)
+        port = await self._listening(process)
+        await self._while_wanted(self._asked_once(package, port))
+        self._port = port
         async with self._around.database.unit() as unit:
             wanted = await replicas.note_ready(unit, **self._where, url=self._url(), token=self._token, now=time.time())
         if not wanted:
@@ -176,13 +179,13 @@ class Run:
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     def _launch(self, package: Path) -> Launch:
-        endpoint, output = self._endpoint, self._folder / "log"
-        threads = max(1, endpoint.cpu_millis // CORE_MILLIS)
+        revision, output = self._revision, self._folder / "log"
+        threads = max(1, revision.cpu_millis // CORE_MILLIS)
         options = {
             "--package": package,
             # Under /v2 an endpoint is the model, by its own name.
-            "--model-name": endpoint.name,
-            "--model-version": endpoint.model_version,
+            "--model-name": revision.endpoint,
+            "--model-version": revision.model_version,
             "--host": self._around.settings.replica_host,
             "--port": self._around.settings.replica_port,
             "--threads": threads,
@@ -200,15 +203,15 @@ class Run:
                 "PYTHONPATH": ":".join(path for path in sys.path if path),
             },
             cwd=self._folder,
-            memory_bytes=endpoint.memory_bytes,
+            memory_bytes=revision.memory_bytes,
             stdout=output,
             stderr=output,
             inputs=[package],
-            cpu_millis=endpoint.cpu_millis,
+            cpu_millis=revision.cpu_millis,
             devices=len(self._replica.devices),
             node=self._replica.node,
             port=self._around.settings.replica_port,
-            labels={"role": "replica", "workspace": endpoint.workspace, "endpoint": endpoint.name},
+            labels={"role": "replica", "workspace": revision.workspace, "endpoint": revision.endpoint},
         )
 
     async def _listening(self, process: Process) -> int:
@@ -228,10 +231,22 @@ class Run:
             raise Failed(AppError("the replica listens but does not answer its health check", code="process_hung"))
         return port
 
+    async def _asked_once(self, package: Path, port: int) -> None:
+        """Raises what keeps it from answering a prediction."""
+        record = await asyncio.to_thread(smoke.record_of, package)
+        if record is None:
+            return
+        why = await smoke.why_not(self._host(), port, self._token, record, self._around.settings.probe_seconds)
+        if why:
+            said = telemetry.redacted(await asyncio.to_thread(_tail, self._folder / "log"))
+            raise Failed(AppError(f"the replica listens, but {why}" + (f"; it said: {said}" if said else ""), code="process_failed"))
+
     async def _answers_at(self, port: int) -> bool:
-        settings = self._around.settings
-        host = (self._process.host if self._process else "") or settings.probed_host
-        return await self._around.probe(host, port, self._token, settings.probe_seconds)
+        return await self._around.probe(self._host(), port, self._token, self._around.settings.probe_seconds)
+
+    def _host(self) -> str:
+        """Where this process reaches it."""
+        return (self._process.host if self._process else "") or self._around.settings.probed_host
 
     async def _serve(self, process: Process) -> None:
         """While it is wanted and lives. Always raises."""
@@ -282,7 +297,7 @@ class Run:
     async def _why(self, exit: Exit) -> AppError:
         """What an end that nobody asked for means to the endpoint's owner."""
         if exit.oom:
-            have = self._endpoint.memory_bytes // MIB
+            have = self._revision.memory_bytes // MIB
             return AppError(
                 f"a replica needs more than its {have} MiB of memory; give it more resources.memory_bytes", code="out_of_memory"
             )

@@ -12,12 +12,17 @@ from libs.db import Database, page_size, page_token, start_after
 from libs.errors import AppError
 from libs.service import Edge
 from services.deployment import repository, wire
-from services.deployment.handlers import endpoints, predictions
+from services.deployment.domain.scaling import Scaling
+from services.deployment.handlers import endpoints, predictions, traffic
 from services.deployment.handlers.admission import Peers, admit, find_model, give_back, reserved, traceparent
+from services.deployment.handlers.endpoints import Changes
+from services.deployment.handlers.scaling import load_of
 from services.deployment.reconciler import Reconciler
 from services.deployment.resolution import Resolver
 
 LISTED_REPLICAS = 100
+LISTED_REVISIONS = 100
+LISTED_DECISIONS = 20
 
 
 class DeploymentServicer(Edge, DeploymentServiceServicer):
@@ -30,6 +35,7 @@ class DeploymentServicer(Edge, DeploymentServiceServicer):
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def CreateEndpoint(self, request: pb.CreateEndpointRequest, context: Any) -> endpoint_pb2.Endpoint:
+        scaling = wire.scaling_of(request) or Scaling()
         async with self._turn(request.name):
             async with self.unit(request) as unit:
                 # Before anything is asked or reserved; and if it was answered before, that answer is given here.
@@ -42,7 +48,7 @@ class DeploymentServicer(Edge, DeploymentServiceServicer):
                     workspace=self.workspace,
                     name=request.name,
                     served=served,
-                    count=request.replicas if request.HasField("replicas") else 1,
+                    scaling=scaling,
                     needs=needs,
                     traceparent=traceparent(),
                     now=time.time(),
@@ -67,16 +73,17 @@ class DeploymentServicer(Edge, DeploymentServiceServicer):
         )
 
     async def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: Any) -> endpoint_pb2.Endpoint:
+        scaling, rollout = wire.scaling_of(request), wire.rollout_of(request.rollout) if request.HasField("rollout") else None
         async with self.read() as session:
             await repository.get_endpoint(session, self.workspace, request.name)
         served = await find_model(self._peers, request.model) if request.HasField("model") else None
+        changes = Changes(served, scaling, rollout, [(each.revision, each.percent) for each in request.traffic])
         async with self.unit(request) as unit:
             endpoint, live = await endpoints.update_endpoint(
                 unit,
                 workspace=self.workspace,
                 name=request.name,
-                served=served,
-                count=request.replicas if request.HasField("replicas") else None,
+                changes=changes,
                 traceparent=traceparent(),
                 now=time.time(),
             )
@@ -101,8 +108,32 @@ class DeploymentServicer(Edge, DeploymentServiceServicer):
             found = await repository.last_replicas(session, endpoint, LISTED_REPLICAS)
         return pb.ListReplicasResponse(replicas=[wire.replica_message(replica) for replica in found])
 
+    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Any) -> pb.ListRevisionsResponse:
+        async with self.read() as session:
+            endpoint = await repository.get_endpoint(session, self.workspace, request.name)
+            found = await repository.last_revisions(session, endpoint, LISTED_REVISIONS)
+            live = (await repository.live_replicas(session, [endpoint]))[endpoint.id]
+            seen = await repository.traffic_of(session, endpoint, now=time.time())
+        slow = {number: p95 for number, (_, p95) in seen.items()}
+        return pb.ListRevisionsResponse(revisions=[wire.revision_message(each, live, slow.get(each.number, 0.0)) for each in found])
+
+    async def GetEndpointScaling(self, request: pb.GetEndpointScalingRequest, context: Any) -> endpoint_pb2.EndpointScaling:
+        async with self.read() as session:
+            endpoint = await repository.get_endpoint(session, self.workspace, request.name)
+            live = (await repository.live_replicas(session, [endpoint]))[endpoint.id]
+            revisions = (await repository.wanted_revisions(session, [endpoint]))[endpoint.id]
+            seen = await repository.traffic_of(session, endpoint, now=time.time())
+            decisions = await repository.last_decisions(session, endpoint, LISTED_DECISIONS)
+        load = load_of(revisions, {number: load for number, (load, _) in seen.items()})
+        return wire.endpoint_scaling_message(endpoint, live, load, decisions)
+
     async def ResolveEndpoint(self, request: pb.ResolveEndpointRequest, context: Any) -> pb.ResolveEndpointResponse:
         return wire.addresses_message(await self._resolver.resolve(request.workspace, request.name, request.wait_seconds))
+
+    async def ReportTraffic(self, request: pb.ReportTrafficRequest, context: Any) -> pb.ReportTrafficResponse:
+        async with self.unit(request) as unit:
+            await traffic.report_traffic(unit, gateway=request.gateway, reports=request.reports, now=time.time())
+            return await unit.reply(pb.ReportTrafficResponse())
 
     async def RecordPredictions(self, request: pb.RecordPredictionsRequest, context: Any) -> pb.RecordPredictionsResponse:
         async with self.unit(request) as unit:

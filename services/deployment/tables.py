@@ -1,13 +1,15 @@
-"""Endpoints, their replicas, and the batches of predictions that are recorded: the entities of the deployment service."""
+"""Endpoints, their revisions and replicas, what is seen of their traffic, and the batches of predictions that are recorded."""
 
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Index, MetaData, Text, text
 from sqlmodel import Field, SQLModel
 
 from services.deployment.domain.resources import Needs
-from services.deployment.domain.rollout import Seen, Wanted
-from services.deployment.domain.states import EndpointState, ReplicaState
+from services.deployment.domain.rollout import Newcomer, Rollout, Seen, Served, Wanted
+from services.deployment.domain.scaling import Scaling
+from services.deployment.domain.states import EndpointState, ReplicaState, RevisionState
 
 _NOT_DELETED = text("delete_time IS NULL")
 
@@ -33,7 +35,10 @@ class Endpoint(Table, table=True):
     model_version: int
     # The model package: {"path", "digest", "size_bytes"}.
     files: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    # Wanted now.
     replicas: int
+    # Bounds between which `replicas` follows the requests; none: it is what was asked for.
+    bounds: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     # As asked for, without defaults: another model may need others.
     resources: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     accelerator: str
@@ -67,14 +72,117 @@ class Endpoint(Table, table=True):
         """Of a replica, complete."""
         return Needs(self.accelerator, self.device_count, self.memory_bytes, self.cpu_millis)
 
+    @property
+    def scaling(self) -> Scaling:
+        """Its bounds; of one that does not scale, both are what it wants."""
+        return Scaling(**self.bounds) if self.bounds else Scaling(self.replicas, self.replicas)
+
+    def scale(self, scaling: Scaling) -> None:
+        """Sets its bounds. What is wanted now stays where the bounds allow it; who was stopped starts with a replica."""
+        asleep = self.sleeps
+        self.bounds = asdict(scaling) if scaling.least != scaling.most else None
+        self.replicas = scaling.bounded(self.replicas if self.replicas or asleep else 1)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the next request starts a replica."""
+        return self.replicas == 0 and self.bounds is not None and self.delete_time is None
+
+    @property
+    def shown_state(self) -> str:
+        """As members see it."""
+        return EndpointState.SLEEPING if self.sleeps else self.state
+
     def need(self, needs: Needs) -> None:
         """Sets what a replica gets."""
         self.accelerator, self.device_count = needs.accelerator, needs.count
         self.cpu_millis, self.memory_bytes = needs.cpu_millis, needs.memory_bytes
 
+    def want(self, revision: "Revision") -> None:
+        """Its model is the wanted one from now on."""
+        self.model, self.model_version, self.files, self.revision = revision.model, revision.model_version, revision.files, revision.number
+        self.need(revision.needs)
+        self.traceparent = revision.traceparent
+        self.failures, self.next_try_time, self.error = revision.failures, revision.next_try_time, revision.error
+
     def forgive(self) -> None:
         """Forgets failures: something has changed, or it works."""
         self.failures, self.next_try_time, self.error = 0, 0.0, None
+
+
+class Revision(Table, table=True):
+    """One model version of an endpoint, from the wish for it on: what its replicas serve, how far its roll-out is, and how it does."""
+
+    __tablename__ = "revisions"
+
+    endpoint_id: str = Field(primary_key=True, foreign_key="endpoints.id")
+    number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    workspace: str
+    endpoint: str
+    model: str
+    model_version: int
+    files: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    accelerator: str
+    device_count: int
+    cpu_millis: int
+    memory_bytes: int = Field(sa_type=BigInteger)
+    traceparent: str = ""
+    state: str = RevisionState.ACTIVE
+    percent: int = 100
+    reason: str = Field(default="", sa_column=Column(Text, nullable=False))
+    # A Rollout's fields.
+    rollout: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    create_time: float
+    # Of its state and share.
+    change_time: float
+    # Requests are counted since then.
+    window_time: float
+    requests: int = Field(default=0, sa_type=BigInteger)
+    errors: int = Field(default=0, sa_type=BigInteger)
+    seconds_sum: float = 0.0
+    shadow_compared: int = Field(default=0, sa_type=BigInteger)
+    shadow_differing: int = Field(default=0, sa_type=BigInteger)
+    last_request_time: float = 0.0
+    # Of its replicas, while the endpoint wants another revision; else they stand in the endpoint's row.
+    failures: int = 0
+    next_try_time: float = 0.0
+    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+
+    @property
+    def reference(self) -> str:
+        """ "name@n"."""
+        return f"{self.model}@{self.model_version}"
+
+    @property
+    def needs(self) -> Needs:
+        """Of a replica, complete."""
+        return Needs(self.accelerator, self.device_count, self.memory_bytes, self.cpu_millis)
+
+    @property
+    def rules(self) -> Rollout:
+        """How it takes over."""
+        return Rollout(**{**self.rollout, "percents": tuple(self.rollout["percents"])}) if self.rollout else Rollout()
+
+    def roll_by(self, rollout: Rollout) -> None:
+        """Sets them."""
+        self.rollout = {**asdict(rollout), "percents": list(rollout.percents)}
+
+    @property
+    def served(self) -> Served:
+        """Since `window_time`."""
+        return Served(self.requests, self.errors, self.seconds_sum)
+
+    def as_newcomer(self, ready: int, failures: int, failure: str) -> Newcomer:
+        """For decisions."""
+        return Newcomer(RevisionState(self.state), self.percent, self.change_time, ready, self.served, failures, failure)
+
+    def go(self, state: RevisionState, percent: int, now: float, reason: str = "") -> None:
+        """Its next step."""
+        self.state, self.percent, self.reason, self.change_time = state, percent, reason, now
+
+    def count_anew(self, now: float) -> None:
+        """Requests of now say how it does now."""
+        self.requests, self.errors, self.seconds_sum, self.window_time = 0, 0, 0.0, now
 
 
 class Replica(Table, table=True):
@@ -116,6 +224,8 @@ class Replica(Table, table=True):
     create_time: float
     ready_time: float | None = None
     end_time: float | None = None
+    # Until then its ready time has been told; none: not yet.
+    metered_until: float | None = None
 
     @property
     def seen(self) -> Seen:
@@ -159,3 +269,32 @@ class PredictionBatch(Table, table=True):
 
     batch_id: str = Field(primary_key=True)
     time: float = Field(index=True)
+
+
+class Traffic(Table, table=True):
+    """What one gateway said last of one revision. What is older than a few seconds says nothing."""
+
+    __tablename__ = "traffic"
+
+    gateway: str = Field(primary_key=True)
+    endpoint_id: str = Field(primary_key=True)
+    revision: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    in_flight: float
+    waiting: int
+    p95_seconds: float
+    time: float = Field(index=True)
+
+
+class ScalingDecision(Table, table=True):
+    """A change of the number of replicas that requests, or none, led to."""
+
+    __tablename__ = "scaling_decisions"
+    __table_args__ = (Index("scaling_decisions_by_endpoint", "endpoint_id", "id"),)
+
+    id: str = Field(primary_key=True)
+    endpoint_id: str = Field(foreign_key="endpoints.id")
+    workspace: str
+    time: float = Field(index=True)
+    from_replicas: int
+    to_replicas: int
+    why: str = Field(sa_column=Column(Text, nullable=False))

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from lepton.compute.v1 import allocation_pb2
 from lepton.compute.v1.events_pb2 import AllocationEnded, AllocationGranted
-from lepton.deployment.v1.events_pb2 import EndpointCreated, EndpointDeleted, EndpointUpdated
+from lepton.deployment.v1.events_pb2 import EndpointCreated, EndpointDeleted, EndpointRolledBack, EndpointUpdated
 from libs.db import Unit
 from libs.events import Handler, handles
 from services.training.handlers import jobs, models
@@ -37,6 +37,10 @@ def consumers(wake: Callable[[], Any]) -> Mapping[type[Message], Handler]:
         endpoint = event.endpoint
         await models.on_endpoint_changed(unit, workspace=endpoint.workspace, endpoint=endpoint.name, model=endpoint.model)
 
+    async def on_endpoint_rolled_back(unit: Unit, event: EndpointRolledBack) -> None:
+        endpoint = event.endpoint
+        await models.on_endpoint_changed(unit, workspace=endpoint.workspace, endpoint=endpoint.name, model=endpoint.model)
+
     async def on_endpoint_deleted(unit: Unit, event: EndpointDeleted) -> None:
         await models.on_endpoint_changed(unit, workspace=event.workspace, endpoint=event.endpoint, model="")
 
@@ -45,5 +49,6 @@ def consumers(wake: Callable[[], Any]) -> Mapping[type[Message], Handler]:
         (AllocationEnded, on_allocation_ended),
         (EndpointCreated, on_endpoint_created),
         (EndpointUpdated, on_endpoint_updated),
+        (EndpointRolledBack, on_endpoint_rolled_back),
         (EndpointDeleted, on_endpoint_deleted),
     )

@@ -10,6 +10,8 @@ from services.accounts.domain.quotas import COUNTERS, METRICS
 CURRENCY = "USD"
 # What has a price; a listing's rows and the plan itself have their own.
 PRICED = (*COUNTERS, "storage_gib_months")
+# What is free where a plan does not say its price: a replica's time is billed by its allocation already, tokens by their rows.
+PRICED_WHERE_SAID = ("replica_seconds", "tokens_in", "tokens_out")
 # Every number up to it is exact in any client's JSON.
 HIGHEST_LIMIT = 2**53
 DEAREST_UNIT = 1000 * MICROS
@@ -36,7 +38,7 @@ class PlanChanges(NamedTuple):
 def check_plan(changes: PlanChanges, *, new: bool) -> None:
     """Raises Invalid with everything that is wrong."""
     found = [*_metrics("quotas", [metric for metric, _ in changes.quotas], METRICS, new=new)]
-    found += _metrics("prices", [metric for metric, _ in changes.prices], PRICED, new=new)
+    found += _metrics("prices", [metric for metric, _ in changes.prices], PRICED, PRICED_WHERE_SAID, new=new)
     for index, (_, limit) in enumerate(changes.quotas):
         if not 0 <= limit <= HIGHEST_LIMIT:
             found.append(Violation(f"quotas[{index}].limit", f"must be 0 (none) to {HIGHEST_LIMIT}, got {limit}"))
@@ -59,18 +61,19 @@ def changed_limits(before: Mapping[str, int], changes: PlanChanges) -> dict[str,
 def changed_prices(before: Mapping[str, int], changes: PlanChanges) -> dict[str, int]:
     """All prices after the changes, in micros a unit."""
     after = {**before, **{metric: price.micros for metric, price in changes.prices if price}}
-    return {metric: after.get(metric, 0) for metric in PRICED}
+    return {metric: after.get(metric, 0) for metric in (*PRICED, *PRICED_WHERE_SAID) if metric in after or metric in PRICED}
 
 
-def _metrics(field: str, given: list[str], known: Iterable[str], *, new: bool) -> Iterable[Violation]:
-    known = tuple(known)
+def _metrics(field: str, given: list[str], needed: Iterable[str], optional: Iterable[str] = (), *, new: bool) -> Iterable[Violation]:
+    needed = tuple(needed)
+    known = (*needed, *optional)
     for index, metric in enumerate(given):
         if metric not in known:
             hints = tuple(near(metric, known)) or known
             yield Violation(f"{field}[{index}].metric", f"must be one of {', '.join(known)}; got '{metric[:60]}'", hints)
         elif metric in given[:index]:
             yield Violation(f"{field}[{index}].metric", f"names {metric} a second time")
-    missing = tuple(metric for metric in known if metric not in given)
+    missing = tuple(metric for metric in needed if metric not in given)
     if new and missing:
         yield Violation(field, f"a new plan must name every metric; missing are {', '.join(missing)}", missing)
 

@@ -10,6 +10,8 @@ class EndpointState(StrEnum):
     READY = "ready"
     FAILED = "failed"
     STOPPED = "stopped"
+    # Of messages alone; a row says STOPPED, which code of the release before knows.
+    SLEEPING = "sleeping"
 
 
 class ReplicaState(StrEnum):
@@ -21,5 +23,22 @@ class ReplicaState(StrEnum):
     ENDED = "ended"
 
 
+class RevisionState(StrEnum):
+    """Of a revision. The one that serves is ACTIVE; a new one comes beside it, and takes over or is taken back."""
+
+    STARTING = "starting"
+    SHADOWING = "shadowing"
+    CANARY = "canary"
+    SPLIT = "split"
+    PROVING = "proving"
+    ACTIVE = "active"
+    REPLACED = "replaced"
+    ROLLED_BACK = "rolled_back"
+
+
 LIVE = (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING)
 ACTIVE = (ReplicaState.STARTING, ReplicaState.READY)
+# A revision in another state has no replicas that anybody wants.
+BESIDE = (RevisionState.STARTING, RevisionState.SHADOWING, RevisionState.CANARY, RevisionState.SPLIT, RevisionState.PROVING)
+# Its model is wanted, and does not have all that it will have.
+TAKING_OVER = (RevisionState.STARTING, RevisionState.CANARY)

@@ -19,7 +19,7 @@ from libs.rpc import Client
 from services.deployment import repository, wire
 from services.deployment.domain.reference import parse_reference
 from services.deployment.domain.resources import Needs, Room, why_never
-from services.deployment.handlers.endpoints import Served
+from services.deployment.handlers.served import Served
 from services.deployment.tables import PendingReservation
 
 log = structlog.get_logger()

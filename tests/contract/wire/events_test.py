@@ -69,7 +69,7 @@ def test_a_stock_cloudevents_reader_understands_it(name: str) -> None:
 @pytest.mark.parametrize("name", EVENTS)
 def test_name_and_topic(name: str) -> None:
     short = name.rsplit(".", 1)[-1]
-    assert re.fullmatch(r"([A-Z][a-z]+)+(ed|Lost|Ready|Withdrawn)", short), "a fact is said in the past tense"
+    assert re.fullmatch(r"([A-Z][a-z]+)+(ed|edBack|Lost|Ready|Withdrawn)", short), "a fact is said in the past tense"
     assert re.fullmatch(rf"lepton\.{service_of(name)}\.[a-z_]+\.v1", topic_of(EVENTS[name]))
 
 

@@ -8,10 +8,12 @@ from leptonai._errors import APIError, InvalidInput, LeptonError, NotFound, erro
 from leptonai._refs import name_of, parse
 from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, page_of, path, until
 from leptonai._tabular import needs_fields, rows_of, to_json
-from leptonai._types import Endpoint, ModelVersion, Replica
+from leptonai._types import Endpoint, EndpointScaling, ModelVersion, Replica, Revision
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
+# Whoever fits a model anew asks for its answers next, and nobody else does.
+AT_ONCE = {"canary_percents": [100], "prove_seconds": 0}
 
 Rows = list[Any]
 
@@ -22,12 +24,24 @@ class Endpoints:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def create(self, name: str, model: Any, *, replicas: int | None = None, resources: Mapping[str, Any] | None = None) -> Endpoint:
+    def create(
+        self,
+        name: str,
+        model: Any,
+        *,
+        replicas: int | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        scaling: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Any] | None = None,
+    ) -> Endpoint:
         """Serves a model version ("name@n", or "name" for the newest) under `name`; answers before it is ready: see wait_ready.
 
-        resources of a replica: {"cpu_millis": 100, "memory_bytes": 268435456}, by default these.
+        Always `replicas` processes, or as many as its requests need: min_replicas (0 lets it sleep while nobody asks) to max_replicas;
+        more of that in scaling: {"target_in_flight": 8, "idle_seconds": 300}. resources of a replica: {"cpu_millis": 100,
+        "memory_bytes": 268435456}, by default these.
         """
-        return self._session.run(_create(name, model, replicas, resources))
+        return self._session.run(_create(name, model, _scale(replicas, min_replicas, max_replicas, scaling), resources))
 
     def get(self, name: Any) -> Endpoint:
         """One endpoint."""
@@ -37,9 +51,25 @@ class Endpoints:
         """All of the workspace."""
         return Pages(self._session, page_of(("endpoints",), "endpoints", Endpoint))
 
-    def update(self, name: Any, *, model: Any = None, replicas: int | None = None) -> Endpoint:
-        """Another model version or number of replicas (0 stops it). The old replicas answer until the new ones are ready."""
-        return self._session.run(_update(name, model, replicas))
+    def update(
+        self,
+        name: Any,
+        *,
+        model: Any = None,
+        replicas: int | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        scaling: Mapping[str, Any] | None = None,
+        rollout: Mapping[str, Any] | None = None,
+        traffic: Mapping[int, int] | None = None,
+    ) -> Endpoint:
+        """Another model version, number of replicas (0 stops it), scaling or split of the requests.
+
+        A new model takes over step by step, or is taken back where it fails; rollout: {"canary_percents": [10, 50, 100], "step_seconds":
+        10, "max_error_ratio": 0.05, "max_latency_factor": 3, "prove_seconds": 60, "shadow": False}, by default these. traffic: percents by
+        revision.
+        """
+        return self._session.run(_update(name, model, _scale(replicas, min_replicas, max_replicas, scaling), rollout, traffic))
 
     def delete(self, name: Any) -> None:
         """Ends an endpoint and its replicas."""
@@ -49,8 +79,19 @@ class Endpoints:
         """The processes that serve it."""
         return self._session.run(_replicas(name))
 
+    def revisions(self, name: Any) -> Sequence[Revision]:
+        """The model versions that it serves and served, newest first."""
+        return self._session.run(_revisions(name))
+
+    def scaling(self, name: Any) -> EndpointScaling:
+        """The numbers that its scaling goes by, and its last decisions."""
+        return self._session.run(_scaling(name))
+
     def wait_ready(self, name: Any, timeout: float | None = 120) -> Endpoint:
-        """Waits until it answers; raises what makes it fail, or Timeout after `timeout` seconds."""
+        """Waits until it answers; raises what makes it fail, or Timeout after `timeout` seconds.
+
+        A new model is waited for until it has all requests, or was taken back: then `model` is the old one and `reason` says why.
+        """
         return self._session.flow(ready(name_of(name), timeout))
 
     def predict(self, name: Any, instances: Any, *, chunk_rows: int = CHUNK_ROWS) -> Rows:
@@ -69,9 +110,19 @@ class AsyncEndpoints:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def create(self, name: str, model: Any, *, replicas: int | None = None, resources: Mapping[str, Any] | None = None) -> Endpoint:
+    async def create(
+        self,
+        name: str,
+        model: Any,
+        *,
+        replicas: int | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        scaling: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Any] | None = None,
+    ) -> Endpoint:
         """As Endpoints.create."""
-        return await self._session.run(_create(name, model, replicas, resources))
+        return await self._session.run(_create(name, model, _scale(replicas, min_replicas, max_replicas, scaling), resources))
 
     async def get(self, name: Any) -> Endpoint:
         """As Endpoints.get."""
@@ -81,9 +132,20 @@ class AsyncEndpoints:
         """As Endpoints.list."""
         return AsyncPages(self._session, page_of(("endpoints",), "endpoints", Endpoint))
 
-    async def update(self, name: Any, *, model: Any = None, replicas: int | None = None) -> Endpoint:
+    async def update(
+        self,
+        name: Any,
+        *,
+        model: Any = None,
+        replicas: int | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        scaling: Mapping[str, Any] | None = None,
+        rollout: Mapping[str, Any] | None = None,
+        traffic: Mapping[int, int] | None = None,
+    ) -> Endpoint:
         """As Endpoints.update."""
-        return await self._session.run(_update(name, model, replicas))
+        return await self._session.run(_update(name, model, _scale(replicas, min_replicas, max_replicas, scaling), rollout, traffic))
 
     async def delete(self, name: Any) -> None:
         """As Endpoints.delete."""
@@ -92,6 +154,14 @@ class AsyncEndpoints:
     async def replicas(self, name: Any) -> Sequence[Replica]:
         """As Endpoints.replicas."""
         return await self._session.run(_replicas(name))
+
+    async def revisions(self, name: Any) -> Sequence[Revision]:
+        """As Endpoints.revisions."""
+        return await self._session.run(_revisions(name))
+
+    async def scaling(self, name: Any) -> EndpointScaling:
+        """As Endpoints.scaling."""
+        return await self._session.run(_scaling(name))
 
     async def wait_ready(self, name: Any, timeout: float | None = 120) -> Endpoint:
         """As Endpoints.wait_ready."""
@@ -106,10 +176,15 @@ def _nothing(_: Any) -> None:
     return None
 
 
-def _create(name: str, model: Any, replicas: int | None, resources: Mapping[str, Any] | None) -> Call[Endpoint]:
-    body: dict[str, Any] = {"name": name, "model": name_of(model)}
-    if replicas is not None:
-        body["replicas"] = replicas
+def _scale(replicas: int | None, least: int | None, most: int | None, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a request says of them, which is nothing where nothing is given."""
+    bounds = {"min_replicas": least, "max_replicas": most, **(scaling or {})}
+    given = {name: value for name, value in bounds.items() if value is not None}
+    return ({"replicas": replicas} if replicas is not None else {}) | ({"scaling": given} if given else {})
+
+
+def _create(name: str, model: Any, scale: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Call[Endpoint]:
+    body: dict[str, Any] = {"name": name, "model": name_of(model), **scale}
     if resources:
         body["resources"] = dict(resources)
     return Call("POST", path("endpoints"), Endpoint.from_json, body=body)
@@ -119,15 +194,34 @@ def _get(name: Any) -> Call[Endpoint]:
     return Call("GET", path("endpoints", name_of(name)), Endpoint.from_json)
 
 
-def _update(name: Any, model: Any, replicas: int | None) -> Call[Endpoint]:
-    body: dict[str, Any] = {}
+def _update(
+    name: Any,
+    model: Any,
+    scale: Mapping[str, Any],
+    rollout: Mapping[str, Any] | None = None,
+    traffic: Mapping[int, int] | None = None,
+) -> Call[Endpoint]:
+    body: dict[str, Any] = dict(scale)
     if model is not None:
         body["model"] = name_of(model)
-    if replicas is not None:
-        body["replicas"] = replicas
+    if rollout is not None:
+        body["rollout"] = dict(rollout)
+    if traffic:
+        body["traffic"] = [{"revision": revision, "percent": percent} for revision, percent in traffic.items()]
     if not body:
         raise InvalidInput("there is nothing to change", "name a model version or a number of replicas")
     return Call("PATCH", path("endpoints", name_of(name)), Endpoint.from_json, body=body)
+
+
+def _revisions(name: Any) -> Call[list[Revision]]:
+    def read(answer: Any) -> list[Revision]:
+        return [Revision.from_json(item) for item in answer.get("revisions") or []]
+
+    return Call("GET", path("endpoints", name_of(name), "revisions"), read)
+
+
+def _scaling(name: Any) -> Call[EndpointScaling]:
+    return Call("GET", path("endpoints", name_of(name), "scaling"), EndpointScaling.from_json)
 
 
 def _replicas(name: Any) -> Call[list[Replica]]:
@@ -152,12 +246,15 @@ def ready(name: str, timeout: float | None) -> Flow[Endpoint]:
 def serve(name: str, model: str, *, moved: bool, timeout: float) -> Flow[Endpoint]:
     """Makes an endpoint for a model version (`moved`: moves the one there is), and returns it ready for that version."""
     try:
-        yield _update(name, model, None) if moved else _create(name, model, None, None)
+        yield _update(name, model, {}, AT_ONCE) if moved else _create(name, model, {})
     except NotFound:
         if not moved:
             raise
-        yield _create(name, model, None, None)  # somebody deleted it meanwhile
-    return (yield from ready(name, timeout))
+        yield _create(name, model, {})  # somebody deleted it meanwhile
+    found = yield from ready(name, timeout)
+    if moved and found.model != model:
+        raise LeptonError(f"endpoint {name} serves {found.model} and not {model}: {found.reason}")
+    return found
 
 
 def predictions(predict: str, instances: Any, chunk_rows: int, endpoint: str = "") -> Flow[list[Any]]:

@@ -401,8 +401,21 @@ class ModelVersion(Record):
 
 
 @record
+class Scaling(Record):
+    """Between which numbers an endpoint's replicas follow its requests; with 0 at least, it sleeps after `idle_seconds` without any."""
+
+    min_replicas: int = 0
+    max_replicas: int = 0
+    target_in_flight: float = 0.0
+    idle_seconds: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.min_replicas} to {self.max_replicas}" if self.min_replicas != self.max_replicas else str(self.min_replicas)
+
+
+@record
 class Endpoint(Record):
-    """A name that answers predictions. `state`: "starting", "ready", "failed" (`error` says why) or "stopped"."""
+    """A name that answers predictions. `state`: "starting", "ready", "failed" (`error` says why), "stopped" or "sleeping"."""
 
     name: str = ""
     model: str = ""
@@ -412,6 +425,7 @@ class Endpoint(Record):
     reason: str = ""
     error: Problem | None = None
     revision: int = 0
+    scaling: Scaling | None = None
     resources: Resources | None = None
     create_time: datetime | None = None
     update_time: datetime | None = None
@@ -424,11 +438,59 @@ class Replica(Record):
 
     id: str = ""
     model: str = ""
+    revision: int = 0
     state: str = ""
     reason: str = ""
     node: str = ""
     create_time: datetime | None = None
     ready_time: datetime | None = None
+
+
+@record
+class Revision(Record):
+    """A model version that an endpoint serves, or served, and its share of the requests.
+
+    `state`: "starting", "shadowing", "canary", "split", "proving", "active", "replaced" or "rolled_back" (`reason` says why).
+    """
+
+    number: int = 0
+    model: str = ""
+    state: str = ""
+    percent: int = 0
+    replicas: int = 0
+    ready_replicas: int = 0
+    reason: str = ""
+    requests: int = 0
+    errors: int = 0
+    mean_seconds: float = 0.0
+    p95_seconds: float = 0.0
+    shadow_compared: int = 0
+    shadow_differing: int = 0
+    create_time: datetime | None = None
+
+
+@record
+class ScalingDecision(Record):
+    """A change of the number of replicas, and why."""
+
+    time: datetime | None = None
+    from_replicas: int = 0
+    to_replicas: int = 0
+    why: str = ""
+
+
+@record
+class EndpointScaling(Record):
+    """What an endpoint's scaling sees now, and its last decisions, newest first."""
+
+    scaling: Scaling | None = None
+    replicas: int = 0
+    ready_replicas: int = 0
+    starting_replicas: int = 0
+    in_flight: float = 0.0
+    waiting: int = 0
+    last_request_time: datetime | None = None
+    decisions: tuple[ScalingDecision, ...] = ()
 
 
 # -- marketplace ----------------------------------------------------------------------------------------------------------------

@@ -559,6 +559,25 @@ def test_the_same_from_an_event_loop(platform: FakePlatform, tmp_path: Path) -> 
     asyncio.run(go())
 
 
+def test_endpoints_scale_and_roll_out(client: la.Client, platform: FakePlatform) -> None:
+    client.endpoints.create("e", "m@1", min_replicas=0, max_replicas=3, scaling={"idle_seconds": 60})
+    client.endpoints.update("e", model="m@2", rollout={"shadow": True})
+    client.endpoints.update("e", traffic={1: 90, 2: 10})
+    bodies = [
+        json.loads(platform.asked(method, path)[-1]["body"]) for method, path in [("POST", "/v1/endpoints"), ("PATCH", "/v1/endpoints/e")]
+    ]
+    assert bodies[0]["scaling"] == {"min_replicas": 0, "max_replicas": 3, "idle_seconds": 60}
+    assert bodies[1] == {"traffic": [{"revision": 1, "percent": 90}, {"revision": 2, "percent": 10}]}
+    seen = {"revisions": [{"number": 2, "model": "m@2", "state": "canary", "percent": 10}]}
+    platform.script["GET /v1/endpoints/e/revisions"] = [(200, seen, {})]
+    assert [(each.number, each.percent) for each in client.endpoints.revisions("e")] == [(2, 10)]
+    decided = {"replicas": 2, "decisions": [{"from_replicas": 1, "to_replicas": 2, "why": "9.0 requests in hand"}]}
+    platform.script["GET /v1/endpoints/e/scaling"] = [(200, decided, {})]
+    assert client.endpoints.scaling("e").decisions[0].to_replicas == 2
+    with pytest.raises(la.InvalidInput, match="nothing to change"):
+        client.endpoints.update("e")
+
+
 def test_both_clients_have_the_same_calls(client: la.Client) -> None:
     async_client = la.AsyncClient("k")
     for noun in ("datasets", "training_jobs", "models", "endpoints", "listings", "account", "compute", "traces"):

@@ -15,11 +15,17 @@ Instances = Annotated[str, typer.Option("--file", "-f", help='JSON file with rec
 Record = Annotated[list[str] | None, typer.Option("--record", "-r", help="One record as JSON; may be given again.")]
 
 
+Least = Annotated[int | None, typer.Option("--min-replicas", min=0, help="Scale down to so many; 0 lets it sleep while nobody asks.")]
+Most = Annotated[int | None, typer.Option("--max-replicas", min=1, help="Scale up to so many.")]
+
+
 @app.command()
 def create(
     name: Name,
     model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@N]", help="Model version to serve.")],
     replicas: Annotated[int | None, typer.Option(min=0, help="How many processes; default 1.")] = None,
+    min_replicas: Least = None,
+    max_replicas: Most = None,
     wait: Wait = 120,
     json: Json = False,
 ) -> None:
@@ -28,7 +34,7 @@ def create(
     Example: lepton endpoint create wdbc --model wdbc@1
     """
     endpoints = client().endpoints
-    endpoint = endpoints.create(name, model, replicas=replicas)
+    endpoint = endpoints.create(name, model, replicas=replicas, min_replicas=min_replicas, max_replicas=max_replicas)
     if wait and replicas != 0:
         endpoint = endpoints.wait_ready(name, wait)
     show(endpoint, json, f"{endpoint.name} is {endpoint.state}")
@@ -40,7 +46,7 @@ def list_(limit: Limit = SHOWN, json: Json = False) -> None:
 
     Example: lepton endpoint list
     """
-    columns = ("name", "model", "state", "ready_replicas", "replicas", "reason")
+    columns = ("name", "model", "revision", "state", "ready_replicas", "replicas", "scaling", "reason")
     show_list(client().endpoints.list(), columns, json, limit, "no endpoints yet: lepton endpoint create --help")
 
 
@@ -58,20 +64,45 @@ def update(
     name: Name,
     model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME[@N]", help="Another model version.")] = None,
     replicas: Annotated[int | None, typer.Option(min=0, help="Another number of processes; 0 stops it.")] = None,
+    min_replicas: Least = None,
+    max_replicas: Most = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="The new model gets copies of requests alone, until it is promoted.")] = False,
     wait: Wait = 120,
     json: Json = False,
 ) -> None:
-    """Serve another model version, or by another number of processes.
+    """Serve another model version, or by other numbers of processes.
 
     Example: lepton endpoint update wdbc --model wdbc@2
     """
-    if model is None and replicas is None:
-        raise Usage("there is nothing to change", "name --model NAME@N or --replicas N")
+    if model is None and replicas is None and min_replicas is None and max_replicas is None:
+        raise Usage("there is nothing to change", "name --model NAME@N, --replicas N, or --min-replicas N and --max-replicas N")
     endpoints = client().endpoints
-    endpoint = endpoints.update(name, model=model, replicas=replicas)
+    rollout = {"shadow": True} if shadow else None
+    scaling = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    endpoint = endpoints.update(name, model=model, rollout=rollout, replicas=replicas, scaling=scaling)
     if wait and replicas != 0 and endpoint.state != "stopped":
         endpoint = endpoints.wait_ready(name, wait)
-    show(endpoint, json, f"{endpoint.name} is {endpoint.state}")
+    show(endpoint, json, f"{endpoint.name} is {endpoint.state}" + (f": {endpoint.reason}" if endpoint.reason else ""))
+
+
+@app.command()
+def revisions(name: Name, json: Json = False) -> None:
+    """List the model versions of an endpoint, with what each gets of the requests.
+
+    Example: lepton endpoint revisions wdbc
+    """
+    columns = ("number", "model", "state", "percent", "ready_replicas", "requests", "errors", "reason")
+    show_list(client().endpoints.revisions(name), columns, json)
+
+
+@app.command()
+def scaling(name: Name, json: Json = False) -> None:
+    """Show what an endpoint's scaling sees, and what it did.
+
+    Example: lepton endpoint scaling wdbc
+    """
+    found = client().endpoints.scaling(name)
+    show(found, json, "\n".join(f"{d.time}: {d.from_replicas} to {d.to_replicas}, {d.why}" for d in found.decisions))
 
 
 @app.command()
