@@ -1,0 +1,35 @@
+"""`python -m services.training.engine.gang RUN_DIR`: several workers of one run, by torchrun; how many and where, it reads in PET_….
+
+Ends as the worker did that failed first.
+"""
+
+import os
+import signal
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+# A worker that does not end by itself once another one has failed.
+KILL_SECONDS = 5
+
+
+def main(folder: str) -> int:
+    words = ["--max-restarts", "0", "--shutdown-timeout", str(KILL_SECONDS), "-m", "services.training.engine", folder]
+    try:
+        run(parse_args(words))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"signal {-failure.exitcode}"
+        print(f"worker {rank} ended first, with {how}", file=sys.stderr, flush=True)  # noqa: T201
+        if failure.exitcode == -signal.SIGKILL:
+            # Whoever watches this process tells by its end whether it was for memory.
+            os.kill(os.getpid(), signal.SIGKILL)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m services.training.engine.gang RUN_DIR")
+    sys.exit(main(sys.argv[1]))
