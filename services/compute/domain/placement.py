@@ -27,9 +27,7 @@ class Need:
 
     def times(self, workers: int) -> "Need":
         """Of so many workers on one node."""
-        return replace(
-            self, devices=self.devices * workers, cpu_millis=self.cpu_millis * workers, memory_bytes=self.memory_bytes * workers
-        )
+        return replace(self, devices=self.devices * workers, cpu_millis=self.cpu_millis * workers, memory_bytes=self.memory_bytes * workers)
 
     def __str__(self) -> str:
         if self.devices:
@@ -135,7 +133,8 @@ def place(
     reasons: dict[str, str] = {}
     for waiting in queue:
         if chosen := spread(waiting.need, waiting.workers, rooms.values(), _left_over):
-            part, devices = waiting.need.times(waiting.workers // len(chosen)), []
+            part = waiting.need.times(waiting.workers // len(chosen))
+            devices: list[int] = []
             for room in chosen:
                 given = room.devices.get(part.accelerator, ())[: part.devices]
                 rooms[room.node] = room.without(part, given)

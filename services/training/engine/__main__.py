@@ -65,7 +65,12 @@ def _peek(folder: Path) -> dict[str, object]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m services.training.engine RUN_DIR")
-    code = main(Path(sys.argv[1]).resolve())
+    run_dir = Path(sys.argv[1]).resolve()
+    if "PET_NPROC_PER_NODE" in os.environ and "RANK" not in os.environ:
+        from services.training.engine.gang import start_workers
+
+        sys.exit(start_workers(run_dir))
+    code = main(run_dir)
     # What was started (threads of torch and BLAS) has nothing left to do: leaving at once saves 0.2 s.
     sys.stdout.flush()
     sys.stderr.flush()

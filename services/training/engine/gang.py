@@ -1,11 +1,9 @@
-"""`python -m services.training.engine.gang RUN_DIR`: several workers of one run, by torchrun; how many and where, it reads in PET_….
-
-Ends as the worker did that failed first.
-"""
+"""Several workers of one run, by torchrun, which reads in PET_… how many and where."""
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
@@ -14,8 +12,9 @@ from torch.distributed.run import parse_args, run
 KILL_SECONDS = 5
 
 
-def main(folder: str) -> int:
-    words = ["--max-restarts", "0", "--shutdown-timeout", str(KILL_SECONDS), "-m", "services.training.engine", folder]
+def start_workers(folder: Path) -> int:
+    """Ends as the worker did that failed first."""
+    words = ["--max-restarts", "0", "--shutdown-timeout", str(KILL_SECONDS), "-m", "services.training.engine", str(folder)]
     try:
         run(parse_args(words))
     except ChildFailedError as failed:
@@ -27,9 +26,3 @@ def main(folder: str) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m services.training.engine.gang RUN_DIR")
-    sys.exit(main(sys.argv[1]))

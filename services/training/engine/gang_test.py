@@ -27,7 +27,7 @@ CNN = {"task": "image_classification", "target": "label", "model": {"architectur
 def start(folder: Path, workers: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "PET_STANDALONE": "1", "PET_NPROC_PER_NODE": str(workers), "PYTHONPATH": str(ROOT)}
     with (folder / "stderr.log").open("wb") as stderr:
-        return subprocess.Popen([sys.executable, "-m", "services.training.engine.gang", str(folder)], env=environment, stderr=stderr)
+        return subprocess.Popen([sys.executable, "-m", "services.training.engine", str(folder)], env=environment, stderr=stderr)
 
 
 def table(rows: int) -> pa.Table:

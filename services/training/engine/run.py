@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from services.training.engine.loop import Rows, Standing
 
 
-def run(folder: Path, spec: RunSpec, events: Events, crew: Crew = Crew()) -> None:  # noqa: B008 (frozen)
+def run(folder: Path, spec: RunSpec, events: Events, crew: Crew = Crew()) -> None:
     """Leaves `folder`/package and a result event, of the first worker. Raises `AppError` for what the user can change."""
     with events.span("training.run", architecture=spec.architecture, task=spec.task):
         importer = threading.Thread(target=_import_torch)  # reading and preprocessing leave the interpreter free at times
