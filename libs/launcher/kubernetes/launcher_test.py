@@ -223,7 +223,7 @@ async def test_what_an_earlier_owner_left_is_removed_before_anything_begins() ->
 
 async def test_a_pod_that_is_missing_from_the_list_was_deleted(world: World, tmp_path: Path) -> None:
     process = await started(world, tmp_path)
-    process.missed()
+    process.listed(set())
     assert await process.wait() == Exit(None, signal.SIGKILL)
     assert "its pod was deleted" in (tmp_path / "err").read_text()
 
