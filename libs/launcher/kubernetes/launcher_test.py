@@ -55,6 +55,12 @@ class PlayedCluster:
         await self._say("secret")
         self.secrets[manifest["metadata"]["name"]] = dict(manifest)
 
+    async def create_service(self, manifest: Mapping[str, Any]) -> None:
+        await self._say("service")
+
+    async def create_policy(self, manifest: Mapping[str, Any]) -> None:
+        await self._say("policy")
+
     async def resume_job(self, name: str) -> None:
         await self._say("resume")
         self.existing[name] = False
