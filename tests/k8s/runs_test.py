@@ -136,7 +136,7 @@ def test_two_workers_in_pods_make_a_model_version(cluster_platform: Cluster) -> 
     found = ended(tenant, submitted(tenant, **spec))
     assert (found["state"], found["attempts"]) == ("succeeded", 1), found
     with tenant.http() as http:
-        answer = http.post("/v1/training-jobs", json={**job(1), "training": {"workers": 64}})
+        answer = http.post("/v1/training-jobs", json={**job(1), "training": {"workers": 64, "batch_size": 64}})
     assert answer.status_code in (400, 422), answer.text
     assert "64 workers cannot be had at once" in answer.text
 
