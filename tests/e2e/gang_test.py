@@ -60,7 +60,7 @@ def test_two_workers_learn_what_one_learns_and_are_billed_as_two(embedded_platfo
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_worker_costs_an_attempt_and_no_more(embedded_platform: Platform, http: httpx.Client, which: int) -> None:
-    id = submitted(http, 20 + which, epochs=600, workers=2)
+    id = submitted(http, 20 + which, epochs=150, workers=2)
 
     def epoch() -> int:
         return int((http.get(f"/v1/training-jobs/{id}").json().get("progress") or {}).get("epoch") or 0)
@@ -73,7 +73,7 @@ def test_a_killed_worker_costs_an_attempt_and_no_more(embedded_platform: Platfor
     logs = http.get(f"/v1/training-jobs/{id}/logs", params={"page_size": 1000}).json()["logs"]
     assert any(f"worker {which} ended first, with signal 9" in line["text"] for line in logs), logs
     assert any(line["text"].startswith("resumed after epoch") for line in logs)
-    assert len(losses(http, id)) == 600
+    assert len(losses(http, id)) == 150
     assert not workers(embedded_platform)
 
 
