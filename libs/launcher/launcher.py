@@ -35,10 +35,15 @@ class Launch:
     inputs: Sequence[Path] = ()
     journals: Sequence[Path] = ()
     cpu_millis: int | None = None
+    # How many of it run together, each with the resources named here: all at once or none, and with the first that fails all end. They
+    # find each other by the variables that torchrun reads, PET_…; on one machine one program is started, which starts them.
+    workers: int = 1
     # How many accelerators of its machine it has for itself.
     devices: int = 0
     # The machine that it has to run on; empty: any.
     node: str = ""
+    # The machines that its workers have to run on, as many on each.
+    nodes: Sequence[str] = ()
     # Where it listens, if it does and the port is known.
     port: int = 0
     # It is ended after so long, if its owner has not ended it before.

@@ -143,11 +143,12 @@ async def _abandon(spawning: "asyncio.Task[tuple[subprocess.Popen[bytes], socket
 
 def _spawn(launch: Launch) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     owner_end, nanny_end = socket.socketpair()
-    env = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(launch.env)
+    env = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(launch.env) | _together(launch)
+    memory_bytes = (launch.memory_bytes or 0) * launch.workers
     try:
         with ExitStack() as files, nanny_end:
             nanny = subprocess.Popen(
-                [sys.executable, "-I", "-S", NANNY, str(nanny_end.fileno()), str(launch.memory_bytes or 0), *launch.argv],
+                [sys.executable, "-I", "-S", NANNY, str(nanny_end.fileno()), str(memory_bytes), *launch.argv],
                 env=env,
                 cwd=launch.cwd,
                 stdin=subprocess.DEVNULL,
@@ -161,6 +162,15 @@ def _spawn(launch: Launch) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         raise LaunchError(f"{launch.id} could not be started: {error}") from error
     owner_end.setblocking(False)
     return nanny, owner_end
+
+
+def _together(launch: Launch) -> dict[str, str]:
+    """For torchrun, which starts them here and has them meet where no other machine listens."""
+    if launch.workers == 1:
+        return {}
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    workers = {"PET_STANDALONE": "1", "PET_NPROC_PER_NODE": str(launch.workers), "PET_LOCAL_ADDR": "127.0.0.1"}
+    return workers | {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 def _output(files: ExitStack, path: Path | None) -> IO[bytes] | int:

@@ -128,6 +128,7 @@ _TRAINING = {
     "test_fraction": Param("float", 0.2, 0, 0.5),
     "weight_decay": Param("float", None, 0, 1),
     "time_limit_seconds": Param("int", 86_400, 1, 2_592_000),
+    "workers": Param("int", 1, 1, 64),
 }
 
 

@@ -58,7 +58,8 @@ async def on_allocation_ended(unit: Unit, message: AllocationEnded) -> None:
         workspace=allocation.workspace,
         metric=metric_of(needs.accelerator),
         resource=resource_of(allocation.holder),
-        quantity=device_seconds(message.seconds, accelerator=needs.accelerator, count=needs.count, cpu_millis=needs.cpu_millis),
+        quantity=(allocation.workers or 1)
+        * device_seconds(message.seconds, accelerator=needs.accelerator, count=needs.count, cpu_millis=needs.cpu_millis),
         time=_moment(allocation.end_time),
     )
 

@@ -98,14 +98,16 @@ async def test_the_end_of_a_namesake_releases_nothing(database: Database) -> Non
 
 
 async def test_an_allocation_is_billed_to_what_it_was_for(database: Database, clock: FakeClock) -> None:
-    def ended(holder: str, seconds: float, **resources: int) -> AllocationEnded:
+    def ended(holder: str, seconds: float, workers: int = 0, **resources: int) -> AllocationEnded:
         needs = resource_pb2.Resources(**resources)  # type: ignore[arg-type]
-        return AllocationEnded(allocation=Allocation(id=holder, workspace="default", holder=holder, resources=needs), seconds=seconds)
+        held = Allocation(id=holder, workspace="default", holder=holder, resources=needs, workers=workers)
+        return AllocationEnded(allocation=held, seconds=seconds)
 
     for message in (
         ended("training-jobs/j1/attempts/1", 10, accelerator=1, count=2),
         ended("training-jobs/j1/attempts/2", 10, accelerator=1, count=2, cpu_millis=1500),
         ended("training-jobs/j2/attempts/1", 10, accelerator=2, count=3, cpu_millis=3000),
+        ended("training-jobs/j3/attempts/1", 10, workers=4, accelerator=1, count=2),
         ended("endpoints/e/replicas/r", 10, cpu_millis=100),
         ended("endpoints/e/replicas/never-granted", 0, cpu_millis=100),
     ):
@@ -119,6 +121,7 @@ async def test_an_allocation_is_billed_to_what_it_was_for(database: Database, cl
         ("cpu_seconds", "training-jobs/j1", 20_000_000),
         ("cpu_seconds", "training-jobs/j1", 15_000_000),
         ("gpu_seconds", "training-jobs/j2", 30_000_000),
+        ("cpu_seconds", "training-jobs/j3", 80_000_000),
         ("cpu_seconds", "endpoints/e", 1_000_000),
     }
 

@@ -88,6 +88,27 @@ async def test_what_never_fits_is_refused(compute: Client) -> None:
         await compute.CreateAllocation(ask("job-1", cores=64))
 
 
+async def test_a_gang_is_granted_as_a_whole_and_over_nodes_of_a_cluster_only(compute: Client) -> None:
+    gang = ask("gang")
+    gang.workers = 4
+    with pytest.raises(AppError, match="no node can hold 4 workers with 1 core each"):
+        await compute.CreateAllocation(gang)
+    for name in ("c1", "c2"):
+        node = node_pb2.Node(name=name, pool="lab", cpu_millis=2000, memory_bytes=8 * 2**30, cluster=True)
+        await compute.RegisterNode(compute_service_pb2.RegisterNodeRequest(node=node))
+    held = await compute.CreateAllocation(gang)
+    assert (held.state, held.workers, list(held.nodes), held.node) == (allocation_pb2.ALLOCATION_STATE_GRANTED, 4, ["c1", "c2"], "c1")
+    with acting_for("acme"):
+        nodes = (await compute.ListNodes(compute_service_pb2.ListNodesRequest())).nodes
+    assert {node.name: node.free_cpu_millis for node in nodes} == {"c1": 0, "c2": 0, "n1": 2000}
+    gang.holder = "another gang"
+    waits = await compute.CreateAllocation(gang)
+    assert (waits.state, list(waits.nodes)) == (allocation_pb2.ALLOCATION_STATE_QUEUED, [])
+    await compute.ReleaseAllocation(compute_service_pb2.ReleaseAllocationRequest(id=held.id))
+    with acting_for("acme"):
+        assert list((await compute.GetAllocation(compute_service_pb2.GetAllocationRequest(id=waits.id))).nodes) == ["c1", "c2"]
+
+
 async def test_without_renewal_it_is_taken_back_and_billed_to_the_last_one(
     compute: Client, database: Database, scheduler: Scheduler
 ) -> None:

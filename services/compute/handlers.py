@@ -62,7 +62,7 @@ class Scheduler:
         )
         by_id = {a.id: a for a in queue}
         for placement in placements:
-            by_id[placement.id].grant(placement.node, list(placement.devices), now)
+            by_id[placement.id].grant(placement.nodes, placement.devices, now)
             waited = now - by_id[placement.id].create_time
             unit.after_commit(partial(_waits.record, max(0.0, waited)))
         for id, reason in reasons.items():
@@ -70,7 +70,7 @@ class Scheduler:
         await unit.emit(*[wire.granted(by_id[p.id]) for p in placements])
 
     async def create_allocation(
-        self, unit: Unit, *, workspace: str, holder: str, resources: Resources, lease_seconds: int, priority: int
+        self, unit: Unit, *, workspace: str, holder: str, resources: Resources, lease_seconds: int, priority: int, workers: int = 1
     ) -> Allocation:
         if existing := await repository.live_of_holder(unit.session, workspace, holder):
             return existing
@@ -85,11 +85,12 @@ class Scheduler:
             cpu_millis=resources.cpu_millis or default_cpu_millis(accelerator, count),
             memory_bytes=resources.memory_bytes or DEFAULT_MEMORY_BYTES,
             priority=priority,
+            workers=workers or 1,
             lease_seconds=lease_seconds or DEFAULT_LEASE_SECONDS,
             state=QUEUED,
             create_time=self.clock(),
         )
-        if never := why_never(allocation.need, [n.whole_room() for n in await repository.nodes(unit.session)]):
+        if never := why_never(allocation.waiting, [n.whole_room() for n in await repository.nodes(unit.session)]):
             raise Invalid.of([Violation("resources", never)], code="invalid_spec")
         await unit.insert(allocation)
         await self.schedule(unit)
@@ -119,6 +120,7 @@ class Scheduler:
         node.pool, node.cpu_millis, node.memory_bytes = found.pool or "default", found.cpu_millis, found.memory_bytes
         node.cpu_model, node.lost, node.heartbeat_time = found.cpu_model, False, self.clock()
         node.whole = wire.whole(whole) if whole else {}
+        node.cluster = found.cluster
         node.closed = found.state == node_pb2.NODE_STATE_CORDONED
         node.devices = [
             {"index": d.index, "accelerator": wire.ACCELERATOR_NAMES[d.accelerator], "model": d.model, "memory_bytes": d.memory_bytes}
@@ -181,7 +183,7 @@ def queue_order(live: Sequence[Allocation]) -> list[Allocation]:
     held: dict[str, int] = {}
     for allocation in live:
         if allocation.state == GRANTED:
-            held[allocation.workspace] = held.get(allocation.workspace, 0) + weight(allocation.need)
+            held[allocation.workspace] = held.get(allocation.workspace, 0) + weight(allocation.need) * allocation.workers
     by_id = {a.id: a for a in live}
     return [by_id[w.id] for w in in_order((a.waiting for a in live if a.state == QUEUED), held)]
 
@@ -190,6 +192,7 @@ def free_rooms(nodes: Sequence[Node], live: Sequence[Allocation]) -> list[Room]:
     """What is left of each node."""
     rooms = {n.name: n.room() for n in nodes}
     for allocation in live:
-        if allocation.state == GRANTED and allocation.node in rooms:
-            rooms[allocation.node] = rooms[allocation.node].without(allocation.need, allocation.devices)
+        for node, need, devices in allocation.places if allocation.state == GRANTED else ():
+            if node in rooms:
+                rooms[node] = rooms[node].without(need, devices)
     return list(rooms.values())

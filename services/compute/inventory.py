@@ -167,6 +167,7 @@ def offered(machine: Machine, taken: Taken, *, pool_label: str, tolerated: Colle
     has = _amounts(machine.status.allocatable)
     node = _holding({name: max(0, amount - taken.amounts.get(name, 0)) for name, amount in has.items()}, labels)
     node.name, node.pool, node.cpu_model = machine.metadata.name, labels.get(pool_label) or "default", system.architecture
+    node.cluster = True
     node.state = node_pb2.NODE_STATE_CORDONED if machine.spec.unschedulable or barring else node_pb2.NODE_STATE_READY
     return RegisterNodeRequest(node=node, whole=_holding(has, labels) if taken.amounts else None)
 

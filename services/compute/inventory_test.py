@@ -61,7 +61,7 @@ def test_what_others_ask_for_is_not_offered_and_what_the_platform_runs_is() -> N
     service = pod({"cpu": "250m"}, role="control")
     node = offer(machine(labels={"lepton.dev/pool": "big"}), others, *done, *ours, service, pod({}, phase="Pending"))
     assert node == node_pb2.Node(
-        name="m1", pool="big", state=node_pb2.NODE_STATE_READY, cpu_millis=3250, memory_bytes=7 * GIB, cpu_model="amd64"
+        name="m1", pool="big", state=node_pb2.NODE_STATE_READY, cpu_millis=3250, memory_bytes=7 * GIB, cpu_model="amd64", cluster=True
     )
 
 

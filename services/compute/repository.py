@@ -45,7 +45,9 @@ async def has_queued(session: AsyncSession) -> bool:
 async def live_counts(session: AsyncSession) -> Sequence[tuple[str, str, int, int]]:
     """State, pool (empty while queued), how many allocations of every workspace, and how many thousandths of cores they ask for."""
     pool = func.coalesce(Node.pool, "")
-    query = select(Allocation.state, pool, func.count(), func.sum(Allocation.cpu_millis)).outerjoin(Node, Node.name == Allocation.node)
+    query = select(Allocation.state, pool, func.count(), func.sum(Allocation.cpu_millis * Allocation.workers)).outerjoin(
+        Node, Node.name == Allocation.node
+    )
     rows = await session.execute(query.where(Allocation.state.in_(LIVE)).group_by(Allocation.state, pool))
     return [(row[0], row[1], row[2], int(row[3])) for row in rows]
 

@@ -68,6 +68,7 @@ class ComputeServicer(Edge, ComputeServiceServicer):
                 resources=request.resources,
                 lease_seconds=request.lease_seconds,
                 priority=request.priority,
+                workers=request.workers,
             )
             return await unit.reply(wire.allocation(row))
 
@@ -89,7 +90,7 @@ class ComputeServicer(Edge, ComputeServiceServicer):
         identity = current_call().identity
         free = {room.node: room for room in free_rooms(rows, live)}
         seen = [a for a in live if identity.role >= ROLE_OPERATOR or a.workspace == identity.workspace]
-        holders = {(a.node, a.accelerator, index): a.id for a in seen for index in a.devices}
+        holders = {(node, a.accelerator, index): a.id for a in seen for node, _, devices in a.places for index in devices}
         return [
             wire.node(row, free[row.name], {(kind, index): id for (node, kind, index), id in holders.items() if node == row.name})
             for row in rows

@@ -33,6 +33,8 @@ def allocation(row: tables.Allocation, position: int = 0) -> allocation_pb2.Allo
         node=row.node,
         devices=row.devices,
         queue_position=position,
+        workers=row.workers,
+        nodes=row.nodes,
     )
     for name in ("create_time", "grant_time", "end_time", "lease_expire_time"):
         if (seconds := getattr(row, name)) is not None:
@@ -51,6 +53,7 @@ def node(row: tables.Node, free: Room, holders: dict[tuple[str, int], str]) -> n
         free_cpu_millis=max(0, free.cpu_millis),
         free_memory_bytes=max(0, free.memory_bytes),
         cpu_model=row.cpu_model,
+        cluster=row.cluster,
         devices=[
             node_pb2.Device(
                 index=d["index"],

@@ -116,6 +116,7 @@ class Reconciler:
             workspace=job.workspace,
             holder=job.holder,
             resources=wire.resources_message(job.resources),
+            workers=job.workers,
             lease_seconds=self._settings.allocation_lease_seconds,
         )
         try:
@@ -137,6 +138,7 @@ class Reconciler:
                 reason=allocation.reason or "waits for an allocation",
                 node=allocation.node,
                 devices=list(allocation.devices),
+                nodes=list(allocation.nodes),
             )
             if ready:
                 self._looked[(job.id, Step.HINT)] = time.monotonic()

@@ -69,6 +69,8 @@ class TrainingJob(Table, table=True):
     allocation_id: str = ""
     node: str = ""
     devices: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    # Where its workers are on several, as many on each; `node` is the first.
+    nodes: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     # No attempt begins before.
     not_before: float = 0.0
     # The token grows with every claim: what a worker writes under an old one is refused.
@@ -82,6 +84,11 @@ class TrainingJob(Table, table=True):
         return f"training-jobs/{self.id}/attempts/{self.attempts + 1}"
 
     @property
+    def workers(self) -> int:
+        """How many train the model together."""
+        return int(self.training.get("workers", 1))
+
+    @property
     def tally(self) -> Tally:
         return Tally(self.crashes, self.losses, self.hangs)
 
@@ -91,10 +98,10 @@ class TrainingJob(Table, table=True):
         # What an engine said last may be of any bytes; PostgreSQL's texts hold no NUL.
         self.state, self.reason = after, reason.replace("\0", "\ufffd")
 
-    def grant(self, allocation_id: str, node: str, devices: list[int]) -> None:
+    def grant(self, allocation_id: str, node: str, devices: list[int], nodes: list[str]) -> None:
         """Has an allocation: a worker may take it."""
-        self.move(State.STARTING, f"has an allocation on {node}; a worker is about to take it")
-        self.allocation_id, self.node, self.devices = allocation_id, node, devices
+        self.move(State.STARTING, f"has an allocation on {', '.join(nodes or [node])}; a worker is about to take it")
+        self.allocation_id, self.node, self.devices, self.nodes = allocation_id, node, devices, nodes
 
     def claim(self, holder: str, expires: float, now: float) -> None:
         """A worker takes it: a new attempt, fenced off from the ones before."""
@@ -109,7 +116,7 @@ class TrainingJob(Table, table=True):
 
     def drop_allocation(self) -> None:
         """It is no longer its own."""
-        self.allocation_id, self.node, self.devices = "", "", []
+        self.allocation_id, self.node, self.devices, self.nodes = "", "", [], []
 
     def take_verdict(self, verdict: Verdict, now: float, reason: str) -> None:
         """Another attempt with what is left of the last one, or the end."""

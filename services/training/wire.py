@@ -72,7 +72,7 @@ def node_facts(nodes: Sequence[node_pb2.Node]) -> list[NodeFacts]:
         devices: dict[str, int] = {}
         for device in node.devices:
             devices[names[device.accelerator]] = devices.get(names[device.accelerator], 0) + 1
-        facts.append(NodeFacts(node.cpu_millis, node.memory_bytes, devices))
+        facts.append(NodeFacts(node.cpu_millis, node.memory_bytes, devices, node.pool if node.cluster else ""))
     return facts
 
 

@@ -80,7 +80,7 @@ def check_once_each(platform: Reachable, ids: list[str]) -> None:
 
         assert eventually(released, timeout=60)
         allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
-        seconds = sum(_seconds(a) for a in allocations if a["grant_time"] and a["holder"].startswith("training-jobs/"))
+        seconds = sum(a["workers"] * _seconds(a) for a in allocations if a["grant_time"] and a["holder"].startswith("training-jobs/"))
 
         def billed() -> float:
             lines = http.get("/v1/usage").json()["lines"]
@@ -163,7 +163,7 @@ def check_invoice(platform: Reachable) -> None:
     """What the workspace pays for training is what its allocations took, at the plan's price, to the cent."""
     with platform.http() as http:
         allocations = http.get("/v1/compute/allocations", params={"page_size": 1000}).json()["allocations"]
-        seconds = sum(_seconds(a) for a in allocations if a["grant_time"])
+        seconds = sum(a["workers"] * _seconds(a) for a in allocations if a["grant_time"])
         invoice = http.post("/v1/invoices", json={})
         assert invoice.status_code == 201, invoice.text
         lines = [line for line in invoice.json()["lines"] if line["metric"] == "cpu_seconds"]

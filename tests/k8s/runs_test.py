@@ -91,6 +91,56 @@ def test_a_pod_killed_in_the_middle_goes_on_from_its_checkpoint(cluster_platform
     assert ended(tenant, id)["attempts"] == 2
 
 
+def test_a_run_of_two_workers_is_one_job_of_two_pods(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("gang")
+    upload(tenant, "line")
+    spec = {"training": {"epochs": 3000, "batch_size": 20, "seed": 1, "workers": 2}, "resources": {"cpu_millis": 500}}
+    id = submitted(tenant, **spec)
+    assert eventually(lambda: len(runs_of(tenant, id)) == 2, timeout=60), shown(tenant, id)
+    (made,) = tenant.get("jobs", "--selector", f"{RUNS},lepton.dev/job={id}")
+    wanted = made["spec"]
+    assert [wanted[key] for key in ("completionMode", "completions", "parallelism", "backoffLimit")] == ["Indexed", 2, 2, 0]
+    # It began suspended: the Job controller says when it let it go.
+    assert wanted["suspend"] is False
+    assert [(c["type"], c["status"], c["reason"]) for c in made["status"]["conditions"]] == [("Suspended", "False", "JobResumed")]
+    name = made["metadata"]["name"]
+    (service,) = tenant.get("services", "--selector", f"lepton.dev/launch={name}")
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    (policy,) = tenant.get("networkpolicies", "--selector", f"lepton.dev/launch={name}")
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": {"lepton.dev/launch": name}}}]}]
+    assert sorted(pod["spec"]["hostname"] for pod in runs_of(tenant, id)) == [f"{name}-0", f"{name}-1"]
+    with tenant.http() as http:
+        (allocation,) = [a for a in http.get("/v1/compute/allocations").json()["allocations"] if a["state"] == "granted"]
+    assert (allocation["workers"], allocation["resources"]["cpu_millis"]) == (2, 500)
+
+    def epoch() -> int:
+        return int((shown(tenant, id).get("progress") or {}).get("epoch") or 0)
+
+    assert eventually(lambda: epoch() > 20, timeout=180), shown(tenant, id)
+    (peer,) = [pod for pod in runs_of(tenant, id) if pod["spec"]["hostname"] == f"{name}-1"]
+    before = epoch()
+    tenant.kubectl("delete", "pod", peer["metadata"]["name"], "--grace-period", "0", "--force")
+    # All are begun anew, and go on.
+    assert eventually(lambda: shown(tenant, id)["attempts"] == 2 and epoch() > before, timeout=180), shown(tenant, id)
+    with tenant.http() as http:
+        http.post(f"/v1/training-jobs/{id}/cancel", json={}).raise_for_status()
+    assert ended(tenant, id)["state"] == "cancelled"
+    kinds = "jobs,pods,services,secrets,networkpolicies"
+    assert eventually(lambda: not tenant.get(kinds, "--selector", f"lepton.dev/launch={name}"), timeout=90)
+
+
+def test_two_workers_in_pods_make_a_model_version(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("gang-done")
+    upload(tenant, "line")
+    spec = {"training": {"epochs": 5, "batch_size": 20, "seed": 1, "workers": 2}, "resources": {"cpu_millis": 500}}
+    found = ended(tenant, submitted(tenant, **spec))
+    assert (found["state"], found["attempts"]) == ("succeeded", 1), found
+    with tenant.http() as http:
+        answer = http.post("/v1/training-jobs", json={**job(1), "training": {"workers": 64, "batch_size": 64}})
+    assert answer.status_code in (400, 422), answer.text
+    assert "64 workers cannot be had at once" in answer.text
+
+
 def test_memory_that_does_not_suffice_is_told_in_words(cluster_platform: Cluster) -> None:
     tenant = cluster_platform.workspace("memory")
     upload(tenant, "line")

@@ -9,7 +9,8 @@ import httpx2
 from lightkube import ApiError, AsyncClient
 from lightkube.core.exceptions import ConfigError
 from lightkube.resources.batch_v1 import Job
-from lightkube.resources.core_v1 import Event, Pod, Secret
+from lightkube.resources.core_v1 import Event, Pod, Secret, Service
+from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.types import CascadeType, PatchType
 
 from libs.errors import Transient
@@ -73,8 +74,16 @@ class Cluster:
         with _answers():
             await self._api.create(Secret.from_dict(dict(manifest)))
 
+    async def create_service(self, manifest: Mapping[str, Any]) -> None:
+        with _answers():
+            await self._api.create(Service.from_dict(dict(manifest)))
+
+    async def create_policy(self, manifest: Mapping[str, Any]) -> None:
+        with _answers():
+            await self._api.create(NetworkPolicy.from_dict(dict(manifest)))
+
     async def resume_job(self, name: str) -> None:
-        """Its pod may begin."""
+        """Its pods may begin."""
         with _answers():
             await self._api.patch(Job, name, {"spec": {"suspend": False}}, patch_type=PatchType.MERGE)
 

@@ -28,6 +28,8 @@ ROUND_SECONDS = 0.1
 SETTLED_SECONDS, RESTLESS_SECONDS = 0.3, 2.0
 # Without a word from the owner for so long the program ends: nobody would hear of it, and somebody pays for it.
 ALONE_SECONDS = 60.0
+# Six times as long as JSON, and 4 KiB are kept.
+LAST_BYTES = 600
 INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 WATCHED = {signal.SIGCHLD, signal.SIGTERM}
 
@@ -329,6 +331,7 @@ class Program:
 
     def __init__(self, program: dict[str, Any]) -> None:
         self._control, self._grace, self._told = program["control"], program["grace"], program["told"]
+        self._output = program["stderr"] or program["stdout"]
         self._began, self._killed, self._ooms = time.time(), False, oom_kills()
         self._kill_at: float | None = None
         self.pid, self.errno = 0, 0
@@ -354,6 +357,8 @@ class Program:
     def end(self, exit: dict[str, Any]) -> int:
         """Ends what it left, and says how it ended."""
         self._kill()
+        if index() and exit.get("code") != 0:
+            exit = exit | {"last_words": last_words(self._output)}
         words = json.dumps(exit)
         try:
             with open(self._told, "w") as file:
@@ -440,9 +445,26 @@ def become(program: dict[str, Any]) -> None:
     if program["cwd"]:
         os.chdir(program["cwd"])
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | program["env"]
+    if "PET_NNODES" in environment:
+        environment["PET_NODE_RANK"] = str(index())
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     os.execvpe(program["argv"][0], program["argv"], environment)
+
+
+def last_words(path: str) -> str:
+    """The end of what it printed, short enough for what a container may leave as its message."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            return file.read(LAST_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def index() -> int:
+    """Which of the workers of one launch this is; the first alone carries home what it writes."""
+    return int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
 
 
 def oom_kills() -> int:
@@ -463,6 +485,8 @@ def main(words: list[str]) -> int:
         program = Program(told)
         return program.end(program.run(told))
     told["instance"] = os.environ.get("LEPTON_POD", "")
+    if index():
+        told |= {"id": f"{told['id']}.{index()}", "mirrored": False, "journals": []}
     try:
         return fetch(told) if words[0] == "fetch" else mirror(told)
     except Refused as refused:

@@ -13,9 +13,10 @@ import structlog
 from lightkube.resources.core_v1 import Pod
 
 from libs.errors import Transient
-from libs.launcher.kubernetes import manifests
+from libs.launcher.kubernetes import manifests, meeting
 from libs.launcher.kubernetes.cluster import Cluster
 from libs.launcher.kubernetes.exchange import Exchange
+from libs.launcher.kubernetes.gang import Gang, index_of
 from libs.launcher.kubernetes.landing import Limits
 from libs.launcher.kubernetes.process import Pod as PodProcess
 from libs.launcher.launcher import Launch, Launcher
@@ -47,7 +48,8 @@ class KubernetesLauncher:
         """See Launcher. Seconds, and minutes where a node has to pull the image first."""
         manifests.require_possible(launch)
         name = _name(launch.id)
-        process = PodProcess(launch, name, self._cluster, self._exchange, self._settings, partial(self.processes.pop, name, None))
+        kind = Gang if launch.workers > 1 else PodProcess
+        process = kind(launch, name, self._cluster, self._exchange, self._settings, partial(self.processes.pop, name, None))
         self.processes[name] = process
         making = asyncio.create_task(self._make(process), name=f"make {name}")
         try:
@@ -85,6 +87,9 @@ class KubernetesLauncher:
         address = await asyncio.to_thread(self._address)
         secret = manifests.secret(name, uid, launch, address, self._exchange.certificate, shipment.token, self._settings)
         await self._cluster.create_secret(secret)
+        if launch.workers > 1:
+            await self._cluster.create_service(meeting.service(name, uid, self._settings))
+            await self._cluster.create_policy(meeting.policy(name, uid, self._settings))
         await self._cluster.resume_job(name)
 
     async def _abandon(self, process: PodProcess, making: "asyncio.Task[None]") -> None:
@@ -134,19 +139,18 @@ class Watch:
         version, pods = await self._cluster.pods()
         listed = {self._tell("MODIFIED", pod) for pod in pods}
         for name, process in known.items():
-            if name not in listed:
-                process.missed()
+            process.listed({index for launch, index in listed if launch == name})
         # A change that comes while nothing is heard is in the next list.
         with suppress(TimeoutError):
             async with asyncio.timeout(RELIST_SECONDS):
                 async for change, pod in self._cluster.watch_pods(version):
                     self._tell(change, pod)
 
-    def _tell(self, change: str, pod: Pod) -> str:
+    def _tell(self, change: str, pod: Pod) -> tuple[str, int]:
         name = (pod.metadata.labels or {}).get(manifests.LAUNCH, "") if pod.metadata else ""
         if process := self._launcher.processes.get(name):
             process.look(pod, deleted=change == "DELETED")
-        return name
+        return name, index_of(pod)
 
 
 def _name(id: str) -> str:

@@ -55,6 +55,12 @@ class PlayedCluster:
         await self._say("secret")
         self.secrets[manifest["metadata"]["name"]] = dict(manifest)
 
+    async def create_service(self, manifest: Mapping[str, Any]) -> None:
+        await self._say("service")
+
+    async def create_policy(self, manifest: Mapping[str, Any]) -> None:
+        await self._say("policy")
+
     async def resume_job(self, name: str) -> None:
         await self._say("resume")
         self.existing[name] = False
@@ -223,7 +229,7 @@ async def test_what_an_earlier_owner_left_is_removed_before_anything_begins() ->
 
 async def test_a_pod_that_is_missing_from_the_list_was_deleted(world: World, tmp_path: Path) -> None:
     process = await started(world, tmp_path)
-    process.missed()
+    process.listed(set())
     assert await process.wait() == Exit(None, signal.SIGKILL)
     assert "its pod was deleted" in (tmp_path / "err").read_text()
 

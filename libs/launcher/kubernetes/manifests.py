@@ -1,4 +1,4 @@
-"""What a launch is in the cluster: a Job of one pod, and a Secret of what passes between owner and pod. Knows no API server."""
+"""What a launch is in the cluster: a Job of a pod a worker, and a Secret of what passes between owner and pods. Knows no API server."""
 
 import hashlib
 import json
@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from libs.launcher.kubernetes import courier
+from libs.launcher.kubernetes import courier, meeting
+from libs.launcher.kubernetes.meeting import LAUNCH as LAUNCH
+from libs.launcher.kubernetes.meeting import OWNER as OWNER
 from libs.launcher.launcher import Launch, LaunchError
 from libs.launcher.opening import LauncherSettings
 
 MIB, CORE_MILLIS = 1 << 20, 1000
 USER = 10001
 PROGRAM, FETCH, MIRROR = "program", "fetch", "mirror"
-OWNER, LAUNCH = "lepton.dev/owner", "lepton.dev/launch"
 # What the wrapper around the program takes itself, so that the program has all that it was promised.
 WRAPPER_BYTES = 24 * MIB
 # A pod that is evicted: for the program to end, and for what it wrote last to be carried home.
@@ -38,13 +39,13 @@ def require_possible(launch: Launch) -> None:
 
 
 def job(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
-    """Suspended: its pod begins once the Secret is there."""
+    """Suspended: its pods begin, all at once, once the Secret is there."""
     labels, annotations = _labels(name, launch, settings)
     spec: dict[str, Any] = {
         "suspend": True,
         "completionMode": "Indexed",
-        "completions": 1,
-        "parallelism": 1,
+        "completions": launch.workers,
+        "parallelism": launch.workers,
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "ttlSecondsAfterFinished": KEPT_SECONDS,
@@ -74,7 +75,7 @@ def secret(name: str, uid: str, launch: Launch, address: str, certificate: str, 
         "control": _CONTROL,
         "mirrored": launch.cwd is not None,
     }
-    environment = dict(launch.env)
+    environment = dict(launch.env) | meeting.variables(name, launch)
     if launch.devices:
         # A pod counts the devices that it was given from 0.
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in range(launch.devices))
@@ -168,7 +169,8 @@ def _pod(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any
             *({"name": volume} | bounded for volume in volumes),
         ],
     }
-    if launch.node:
+    pod |= meeting.pod(name, launch)
+    if launch.node and not launch.nodes:
         pod["nodeSelector"] = {"kubernetes.io/hostname": launch.node}
     if launch.devices:
         pod["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in settings.gpu_taints]

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libs.launcher import Launch, LaunchError, LauncherSettings
-from libs.launcher.kubernetes import manifests
+from libs.launcher.kubernetes import manifests, meeting
 
 SETTINGS = LauncherSettings(url="kubernetes:", image="lepton/worker:1")
 FOLDER = Path("/work/run-1")
@@ -104,6 +105,33 @@ def test_a_job_begins_suspended_and_runs_once() -> None:
     assert (spec["suspend"], spec["completions"], spec["backoffLimit"]) == (True, 1, 0)
     assert spec["activeDeadlineSeconds"] == 91 + manifests.DEADLINE_SLACK_SECONDS
     assert "activeDeadlineSeconds" not in job(Launch("server", ["serve"]))["spec"]
+
+
+def test_workers_begin_together_and_lie_evenly() -> None:
+    gang = replace(LAUNCH, workers=4, nodes=["node-7", "node-8"])
+    spec = job(gang)["spec"]
+    assert [spec[key] for key in ("suspend", "completions", "parallelism", "backoffLimit")] == [True, 4, 4, 0]
+    inside = pod(gang)
+    assert inside["subdomain"] == "run-1-abc"
+    assert "nodeSelector" not in inside
+    (term,) = inside["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"][0]["values"] == ["node-7", "node-8"]
+    (evenly,) = inside["topologySpreadConstraints"]
+    assert (evenly["maxSkew"], evenly["whenUnsatisfiable"]) == (1, "DoNotSchedule")
+    told = json.loads(secret(gang)["stringData"]["program.json"])["env"]
+    assert (told["PET_NNODES"], told["PET_RDZV_ENDPOINT"]) == ("4", "run-1-abc-0.run-1-abc:29400")
+    assert pod(replace(LAUNCH, workers=2))["nodeSelector"] == {"kubernetes.io/hostname": "node-7"}
+    assert "subdomain" not in pod()
+
+
+def test_what_workers_meet_by_goes_with_their_job_and_is_theirs_alone() -> None:
+    service, policy = (make("run-1-abc", "uid-1", SETTINGS) for make in (meeting.service, meeting.policy))
+    for made in (service, policy):
+        assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+    own = {manifests.LAUNCH: "run-1-abc"}
+    assert (service["spec"]["clusterIP"], service["spec"]["selector"]) == ("None", own)
+    assert policy["spec"]["podSelector"] == {"matchLabels": own}
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": own}}]}]
 
 
 def test_labels_fit_and_keep_what_they_meant() -> None:

@@ -28,6 +28,8 @@ class Seen:
     # Of the program; with `not_started` it is none of its own.
     exit: Exit | None = None
     not_started: str = ""
+    # What a worker that is not the first printed before it failed.
+    last_words: str = ""
     over: bool = False
     lost: str = ""
     unplaced: str = ""
@@ -54,6 +56,7 @@ def see(pod: Pod) -> Seen:
         running=program.running is not None,
         exit=exit,
         not_started=not_started,
+        last_words=_last_words(program.terminated),
         over=over,
         lost=_lost(pod, over and exit is None),
         unplaced=next(
@@ -91,6 +94,14 @@ def _exit(ended: ContainerStateTerminated) -> tuple[Exit | None, str]:
     except (ValueError, TypeError, KeyError, OverflowError):
         # The program may write there too; it lies about itself alone.
         return (Exit(None, ended.exitCode - 128) if ended.exitCode > 128 else Exit(ended.exitCode)), ""
+
+
+def _last_words(ended: ContainerStateTerminated | None) -> str:
+    try:
+        words = json.loads((ended.message if ended else "") or "")["last_words"]
+        return _short(words) if isinstance(words, str) else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _lost(pod: Pod, silent: bool) -> str:

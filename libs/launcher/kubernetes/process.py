@@ -63,14 +63,28 @@ class Pod:
         self._gone = self._gone or deleted
         self._change.set()
 
-    def missed(self) -> None:
-        """The cluster shows no pod of it; one that was there before is deleted."""
-        if self._seen is not None:
+    @property
+    def seen(self) -> pods.Seen | None:
+        """What the cluster showed last; None: no pod."""
+        return self._seen
+
+    def listed(self, indexes: set[int]) -> None:
+        """The cluster shows its pods of these numbers and no others; one that was there before is deleted."""
+        if 0 not in indexes and self._seen is not None:
             self._gone = True
             self._change.set()
 
     async def started(self) -> None:
         """Returns once the program runs, or has run. Raises LaunchError when it will not."""
+        await self.begun()
+        self.watch()
+
+    def watch(self) -> None:
+        """It runs: from now on its end is waited for."""
+        self._watching = asyncio.create_task(self._watch(), name=f"pod {self.name}")
+
+    async def begun(self) -> None:
+        """As `started`."""
         next_question = self._began + PODLESS_SECONDS
         while not (self._seen and (self._seen.running or self._seen.exit) and not self._seen.not_started):
             if why := self._why_not():
@@ -81,7 +95,6 @@ class Pod:
                     raise LaunchError(f"{self.id} could not be started: the cluster makes no pod for it: {why}")
             await self._require_in_time()
             await self._next()
-        self._watching = asyncio.create_task(self._watch(), name=f"pod {self.name}")
 
     async def wait(self) -> Exit:
         """See Process."""

@@ -1,11 +1,12 @@
-"""Which allocation gets which node, and why one waits.
+"""Which allocation gets which node or nodes, and why one waits.
 
 Whole cores are counted against a node's cores. Requests below one core are shares: they are counted against a budget of the same size
 of their own, so that a small replica never waits for a training job to end, nor the reverse.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 CORE = 1000
 
@@ -24,6 +25,10 @@ class Need:
         """Less than a core."""
         return self.cpu_millis < CORE
 
+    def times(self, workers: int) -> "Need":
+        """Of so many workers on one node."""
+        return replace(self, devices=self.devices * workers, cpu_millis=self.cpu_millis * workers, memory_bytes=self.memory_bytes * workers)
+
     def __str__(self) -> str:
         if self.devices:
             return f"{self.devices} {self.accelerator}"
@@ -34,7 +39,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """What a node has: all of it, or what is free of it. Devices are indexes by accelerator."""
+    """What a node has: all of it, or what is free of it. Devices are indexes by accelerator.
+
+    Nodes of one `group` may hold the workers of one allocation together; with none a node holds them all.
+    """
 
     node: str
     cpu_millis: int
@@ -42,6 +50,7 @@ class Room:
     memory_bytes: int
     devices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     open: bool = True
+    group: str = ""
 
     def lacks(self, need: Need) -> str:
         """The first thing that does not suffice, in words; empty where all does."""
@@ -77,14 +86,19 @@ class Waiting:
     need: Need
     priority: int
     since: float
+    workers: int = 1
+
+    @property
+    def what(self) -> str:
+        return str(self.need) if self.workers == 1 else f"{self.workers} workers with {self.need} each"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an allocation goes, and on which devices."""
+    """Where an allocation goes, and on which devices: as many workers on each node, as many devices of each."""
 
     id: str
-    node: str
+    nodes: tuple[str, ...]
     devices: tuple[int, ...]
 
 
@@ -96,7 +110,7 @@ def in_order(queue: Iterable[Waiting], held_millis: Mapping[str, int]) -> list[W
     while left:
         first = min(left, key=lambda w: (-w.priority, held.get(w.workspace, 0), w.since, w.id))
         left.remove(first)
-        held[first.workspace] = held.get(first.workspace, 0) + weight(first.need)
+        held[first.workspace] = held.get(first.workspace, 0) + weight(first.need) * first.workers
         ordered.append(first)
     return ordered
 
@@ -118,19 +132,38 @@ def place(
     placements: list[Placement] = []
     reasons: dict[str, str] = {}
     for waiting in queue:
-        fitting = [room for room in rooms.values() if not room.lacks(waiting.need)]
-        if fitting:
-            room = min(fitting, key=lambda r: (_left_over(r, waiting.need), r.node))
-            devices = room.devices.get(waiting.need.accelerator, ())[: waiting.need.devices]
-            placements.append(Placement(waiting.id, room.node, tuple(devices)))
-            rooms[room.node] = room.without(waiting.need, devices)
+        if chosen := spread(waiting.need, waiting.workers, rooms.values(), _left_over):
+            part = waiting.need.times(waiting.workers // len(chosen))
+            devices: list[int] = []
+            for room in chosen:
+                given = room.devices.get(part.accelerator, ())[: part.devices]
+                rooms[room.node] = room.without(part, given)
+                devices += given
+            placements.append(Placement(waiting.id, tuple(room.node for room in chosen), tuple(devices)))
             continue
-        reasons[waiting.id] = why_it_waits(waiting.need, free, total)
+        reasons[waiting.id] = why_it_waits(waiting, free, total)
         if now - waiting.since > patience:
-            able = [room.node for room in total if room.node in rooms and not room.lacks(waiting.need)]
-            if able:
-                del rooms[max(able, key=lambda node: (rooms[node].cpu_millis, node))]
+            able = [room for room in total if room.node in rooms]
+            for room in spread(waiting.need, waiting.workers, able, lambda room, _: -rooms[room.node].cpu_millis):
+                del rooms[room.node]
     return placements, reasons
+
+
+def spread(need: Need, workers: int, rooms: Iterable[Room], rank: Callable[[Room, Need], Any]) -> list[Room]:
+    """The rooms for these workers, as many in each, those of least `rank`: one, else as few of one group as can be; none: they do not fit.
+
+    As many in each, because a cluster can be told so, and then needs not be told which worker goes where.
+    """
+    for each in (count for count in range(workers, 0, -1) if workers % count == 0):
+        part = need.times(each)
+        fitting = sorted((room for room in rooms if not room.lacks(part)), key=lambda room: (rank(room, part), room.node))
+        if each == workers and fitting:
+            return fitting[:1]
+        for group in sorted({room.group for room in fitting if room.group}):
+            together = [room for room in fitting if room.group == group]
+            if len(together) >= workers // each:
+                return together[: workers // each]
+    return []
 
 
 def _left_over(room: Room, need: Need) -> tuple[int, int]:
@@ -139,19 +172,20 @@ def _left_over(room: Room, need: Need) -> tuple[int, int]:
     return spare, (room.share_millis if need.is_share else room.cpu_millis) - need.cpu_millis
 
 
-def why_it_waits(need: Need, free: Sequence[Room], total: Sequence[Room]) -> str:
+def why_it_waits(waiting: Waiting, free: Sequence[Room], total: Sequence[Room]) -> str:
     """One sentence for the person who waits."""
+    what, need = waiting.what, waiting.need
     if not total:
-        return f"waits for {need}: no node has registered yet"
+        return f"waits for {what}: no node has registered yet"
     able = {room.node for room in total if not room.lacks(need)}
-    if not able:
-        return f"waits for {need}: no node has so much now"
+    if not spread(need, waiting.workers, total, _left_over):
+        return f"waits for {what}: no node has so much now"
     rooms = [room for room in free if room.node in able]
     if not any(room.open for room in rooms):
-        return f"waits for {need}: every node that has it is cordoned or lost"
+        return f"waits for {what}: every node that has it is cordoned or lost"
     room = max((room for room in rooms if room.open), key=lambda r: (r.cpu_millis, r.node))
     whole = next(r for r in total if r.node == room.node)
-    return f"waits for {need}: node {room.node} has {_amounts(room, whole, need)} free"
+    return f"waits for {what}: node {room.node} has {_amounts(room, whole, need.times(waiting.workers))} free"
 
 
 def _amounts(room: Room, whole: Room, need: Need) -> str:
@@ -166,14 +200,16 @@ def _amounts(room: Room, whole: Room, need: Need) -> str:
             return f"{len(room.devices.get(kind, ()))} of {len(whole.devices.get(kind, ()))} {kind}"
 
 
-def why_never(need: Need, total: Sequence[Room]) -> str:
-    """Why no node could hold it even if it were empty; empty where one could, or where none is known yet."""
-    if not total or any(not room.lacks(need) for room in total):
+def why_never(waiting: Waiting, total: Sequence[Room]) -> str:
+    """Why no node could hold it even if all were empty; empty where one could, or several can together, or where none is known yet."""
+    if not total or spread(waiting.need, waiting.workers, total, _left_over):
         return ""
+    need = waiting.need
     best = max(total, key=lambda r: (len(r.devices.get(need.accelerator, ())), r.cpu_millis, r.memory_bytes))
     kinds = "".join(f", {len(has)} {kind}" for kind, has in sorted(best.devices.items()) if has)
+    each = "" if waiting.workers == 1 else ", nor can as many on each of several nodes of a cluster's pool"
     return (
-        f"no node can hold {need} with {_gib(need.memory_bytes)} GiB; the largest, {best.node}, has "
+        f"no node can hold {waiting.what} with {_gib(need.memory_bytes)} GiB{each}; the largest, {best.node}, has "
         f"{best.cpu_millis / CORE:g} cores, {_gib(best.memory_bytes)} GiB{kinds or ', no gpu, no tpu'}"
     )
 

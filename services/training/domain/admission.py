@@ -12,6 +12,7 @@ DEFAULT_MEMORY_BYTES = 2 << 30
 DEFAULT_TIME_LIMIT_SECONDS = 86_400
 LEAST_TIME_LIMIT_SECONDS = 600
 RANDOM = "random"
+MAX_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,18 @@ class InitFacts:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node has when it is empty; `devices` counts them by accelerator."""
+    """What a node has when it is empty; `devices` counts them by accelerator. Those of one `group` may hold workers together."""
 
     cpu_millis: int
     memory_bytes: int
     devices: Mapping[str, int]
+    group: str = ""
+
+    def workers(self, resources: Mapping[str, Any]) -> int:
+        """For how many with these resources it has room."""
+        kind = resources["accelerator"]
+        devices = MAX_WORKERS if kind == "cpu" else self.devices.get(kind, 0) // resources["count"]
+        return min(devices, self.cpu_millis // resources["cpu_millis"], self.memory_bytes // resources["memory_bytes"])
 
 
 def check(spec: Mapping[str, Any], data: DataFacts | None, init: InitFacts | None, nodes: Sequence[NodeFacts]) -> list[Violation]:
@@ -50,7 +58,11 @@ def check(spec: Mapping[str, Any], data: DataFacts | None, init: InitFacts | Non
         errors += check_data(spec["task"], spec["target"], spec["features"], data.columns, data.profile)
     if init and not errors:
         errors += _check_init(spec, init, data)
-    return errors + _check_resources(complete_resources(spec["resources"]), nodes)
+    resources = complete_resources(spec["resources"])
+    if not errors and (spec["training"].get("workers") or 1) > 1:
+        errors += _check_workers(complete_training(spec["training"]), resources, data)
+    wrong = _check_resources(resources, nodes)
+    return errors + (wrong or ([] if errors else _check_room(spec["training"].get("workers") or 1, resources, nodes)))
 
 
 def complete(spec: Mapping[str, Any], data: DataFacts, init: InitFacts | None) -> dict[str, Any]:
@@ -87,6 +99,7 @@ def complete_training(given: Mapping[str, Any]) -> dict[str, Any]:
         "test_fraction": 0.2,
         "double_precision": False,
         "time_limit_seconds": DEFAULT_TIME_LIMIT_SECONDS,
+        "workers": 1,
     }
     return {**defaults, **{name: value for name, value in given.items() if value is not None}}
 
@@ -102,11 +115,11 @@ def complete_resources(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def used_metric(resources: Mapping[str, Any]) -> tuple[str, float]:
-    """Which quota a second of the job uses, and how much of it: ("cpu_seconds", cores) or ("gpu_seconds", devices)."""
+def used_metric(resources: Mapping[str, Any], workers: int) -> tuple[str, float]:
+    """Which quota a second of the job uses, and how much of it: ("cpu_seconds", cores) or ("gpu_seconds", devices), of all workers."""
     if resources["accelerator"] == "cpu":
-        return "cpu_seconds", resources["cpu_millis"] / 1000
-    return f"{resources['accelerator']}_seconds", float(resources["count"])
+        return "cpu_seconds", workers * resources["cpu_millis"] / 1000
+    return f"{resources['accelerator']}_seconds", float(workers * resources["count"])
 
 
 def default_time_limit(left: int | None, a_second: float) -> int:
@@ -155,6 +168,42 @@ def _check_resources(resources: Mapping[str, Any], nodes: Sequence[NodeFacts]) -
         message = f"{resources['memory_bytes']} bytes of memory cannot be had: the largest node has {most}"
         errors.append(Violation("resources.memory_bytes", message, (str(most),)))
     return errors
+
+
+def _check_workers(training: Mapping[str, Any], resources: Mapping[str, Any], data: DataFacts | None) -> list[Violation]:
+    """Whether several workers can share this work."""
+    workers, batch = training["workers"], training["batch_size"]
+    errors = []
+    if training["optimizer"] == "lbfgs":
+        message = "lbfgs takes all rows in one step, which several workers cannot share; use adamw, or one worker"
+        errors.append(Violation("training.optimizer", message, ("adamw",)))
+    elif batch < workers:
+        message = f"{workers} workers cannot share batches of {batch} rows; use {batch} workers at most, or a larger batch_size"
+        errors.append(Violation("training.workers", message, (str(batch),)))
+    if data and data.profile and (rows := data.profile["rows"]) < workers:
+        errors.append(Violation("training.workers", f"{workers} workers cannot share {rows} rows: each needs one", (str(max(1, rows)),)))
+    if resources["accelerator"] != "cpu" and resources["count"] > 1:
+        message = f"a worker trains on one {resources['accelerator']}; for {resources['count']} of each use as many times the workers"
+        errors.append(Violation("resources.count", message, ("1",)))
+    return errors
+
+
+def _check_room(workers: int, resources: Mapping[str, Any], nodes: Sequence[NodeFacts]) -> list[Violation]:
+    """Whether the nodes have room for all at once: one node, or as many on each of several of a group."""
+    groups: dict[str, list[int]] = {}
+    for number, node in enumerate(nodes):
+        groups.setdefault(node.group or f"/{number}", []).append(node.workers(resources))
+    possible = [
+        count
+        for count in range(1, MAX_WORKERS + 1)
+        for each in range(1, count + 1)
+        if count % each == 0 and any(sum(room >= each for room in rooms) >= count // each for rooms in groups.values())
+    ]
+    if not nodes or workers in possible:
+        return []
+    most = max((count for count in possible if count < workers), default=1)
+    message = f"{workers} workers cannot be had at once: the machines that may work together have room for {most} with these resources"
+    return [Violation("training.workers", message, (str(most),))]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -154,6 +154,36 @@ def test_what_no_node_could_hold_is_refused(resources: dict[str, object], field:
     assert [error.field for error in errors] == [field]
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"training": {"workers": 0}}, "training.workers", "from 1 to 64"),
+        ({"training": {"workers": 65}}, "training.workers", "from 1 to 64"),
+        ({"training": {"workers": 3}}, "training.workers", "room for 2 with these resources"),
+        ({"training": {"workers": 2, "optimizer": "lbfgs"}}, "training.optimizer", "use adamw"),
+        ({"training": {"workers": 2, "batch_size": 1}}, "training.workers", "batches of 1 rows"),
+        ({"training": {"workers": 2}, "resources": {"accelerator": "gpu", "count": 2}}, "resources.count", "a worker trains on one gpu"),
+    ],
+)
+def test_what_workers_cannot_share_is_refused(changes: dict[str, object], field: str, words: str) -> None:
+    (error,) = check(spec(**changes), DataFacts(COLUMNS, PROFILE), None, [NodeFacts(2000, 8 << 30, {"gpu": 4})])
+    assert error.field == field
+    assert words in error.message
+
+
+def test_fewer_rows_than_workers_are_refused() -> None:
+    (error,) = check(spec(training={"workers": 4}), DataFacts(COLUMNS, {**PROFILE, "rows": 3}), None, [])
+    assert "4 workers cannot share 3 rows" in error.message
+
+
+def test_machines_of_a_cluster_have_room_together() -> None:
+    apart = [NodeFacts(2000, 8 << 30, {}), NodeFacts(2000, 8 << 30, {})]
+    together = [NodeFacts(2000, 8 << 30, {}, "pool"), NodeFacts(2000, 8 << 30, {}, "pool")]
+    assert [e.field for e in check(spec(training={"workers": 4}), None, None, apart)] == ["training.workers"]
+    assert check(spec(training={"workers": 4}), None, None, together) == []
+    assert check(spec(training={"workers": 5}), None, None, together)[0].suggestions == ("4",)
+
+
 def test_weights_start_only_the_same_kind_of_model() -> None:
     data = DataFacts(COLUMNS, PROFILE)
     init = InitFacts("m@1", "classification", "mlp", {"hidden": [8]}, ["a", "text"])
@@ -176,5 +206,5 @@ def test_defaults_are_all_filled_in() -> None:
 
 
 def test_what_a_second_uses() -> None:
-    assert used_metric(complete_resources({"count": 2})) == ("cpu_seconds", 2.0)
-    assert used_metric(complete_resources({"accelerator": "gpu", "count": 2})) == ("gpu_seconds", 2.0)
+    assert used_metric(complete_resources({"count": 2}), 1) == ("cpu_seconds", 2.0)
+    assert used_metric(complete_resources({"accelerator": "gpu", "count": 2}), 3) == ("gpu_seconds", 6.0)

@@ -3,10 +3,13 @@
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
 DONE, FAILED, CRASHED = 0, 3, 1
+# What a worker cannot do the first one cannot either; it says so, and ends them all, within so long.
+FIRST_SECONDS = 10.0
 
 
 def main(folder: Path) -> int:
@@ -15,14 +18,19 @@ def main(folder: Path) -> int:
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     # Only now: numpy and torch read these variables when they are loaded.
     from services.training.engine import faults
+    from services.training.engine.crew import Crew, end_with_parent
     from services.training.engine.events import Events
     from services.training.engine.run import run
     from services.training.engine.spec import read_spec
 
-    events = Events(folder / "events.jsonl", str(_peek(folder).get("traceparent") or ""))
+    crew = Crew.of(os.environ)
+    if not crew.alone:
+        end_with_parent()
+    path = folder / "events.jsonl" if crew.first else Path(os.devnull)
+    events = Events(path, str(_peek(folder).get("traceparent") or ""))
     events.beat("start")
     try:
-        run(folder, read_spec(folder / "spec.json"), events)
+        run(folder, read_spec(folder / "spec.json"), events, crew)
     except Exception as error:
         described = faults.describe(error)
         if described is None:
@@ -30,6 +38,9 @@ def main(folder: Path) -> int:
             events.log(f"crashed: {type(error).__name__}: {str(error)[:500]}")
             return CRASHED
         events.emit("error", **described)
+        if not crew.first:
+            time.sleep(FIRST_SECONDS)
+            print(described["detail"], file=sys.stderr)  # noqa: T201
         return FAILED
     return DONE
 
@@ -54,7 +65,12 @@ def _peek(folder: Path) -> dict[str, object]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m services.training.engine RUN_DIR")
-    code = main(Path(sys.argv[1]).resolve())
+    run_dir = Path(sys.argv[1]).resolve()
+    if "PET_NPROC_PER_NODE" in os.environ and "RANK" not in os.environ:
+        from services.training.engine.gang import start_workers
+
+        sys.exit(start_workers(run_dir))
+    code = main(run_dir)
     # What was started (threads of torch and BLAS) has nothing left to do: leaving at once saves 0.2 s.
     sys.stdout.flush()
     sys.stderr.flush()

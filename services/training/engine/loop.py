@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from libs.errors import AppError
 from services.training.engine import checkpoint
+from services.training.engine.crew import Crew
 from services.training.engine.events import Events
 from services.training.engine.optimizers import make_optimizer
 from services.training.engine.spec import Training
@@ -24,7 +25,7 @@ _SHUFFLE_WHOLE_BYTES = 1 << 28
 _EVALUATION_ROWS = 4096
 _MAX_REPORTS = 2000
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 
 @dataclass
@@ -64,10 +65,12 @@ class Loop:
     classify: bool
     events: Events
     checkpoints: Path
+    crew: Crew = field(default_factory=Crew)
     standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
         self.optimizer: Optimizer = make_optimizer(self.training, self.module.parameters())
+        self._shared = self.crew.wrap(self.module)
         self.loss: Loss = functional.cross_entropy if self.classify else functional.mse_loss
         self.best: dict[str, Tensor] | None = None
         self._slices = list(batches(len(self.train), self.training.batch_size))
@@ -103,22 +106,34 @@ class Loop:
         checkpoint.set_random_state(state["random"])
 
     def _epoch(self) -> float:
-        module, optimizer, loss_of, events = self.module.train(), self.optimizer, self.loss, self.events
+        module, optimizer, crew, events = self._shared.train(), self.optimizer, self.crew, self.events
+        if not crew.alone:
+            # A resumed run draws the same again, each worker its own, without a checkpoint of every worker's generator.
+            torch.manual_seed(((self.training.seed * 1_000_003 + self.standing.epoch) * 64 + crew.rank) % (1 << 63))
         # On a GPU the loss stays there: reading it at each step would make every step wait.
         on_cpu = self.train.x.device.type == "cpu"
         total: Any = 0.0 if on_cpu else torch.zeros((), dtype=torch.float64, device=self.train.x.device)
         self._next_report = self._next_report or time.monotonic_ns() + _SECOND_NS
-        for rows, (x, y) in self._shuffled():
+        for batch, (x, y) in self._shuffled():
+            rows = batch.stop - batch.start
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(module(x), y)
-            loss.backward()
+            loss = self._part_of_mean(module(x), y, rows)
+            # The mean of the workers' gradients is to be that of one worker with the whole batch.
+            (loss if crew.alone else loss * crew.size).backward()
             optimizer.step()
-            total += (loss.item() if on_cpu else loss.detach()) * len(x)
+            total += (loss.item() if on_cpu else loss.detach()) * rows
             self.standing.step += 1
             if self._first or time.monotonic_ns() >= self._next_report:
-                self._report(rows, float(total) / rows)
+                self._report(batch.stop, float(total) * crew.size / batch.stop)
                 events.beat("train")
-        return float(total) / len(self.train)
+        return self._sum(float(total))[0] / len(self.train)
+
+    def _part_of_mean(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
+        """What this worker's rows add to the mean loss of `rows`, which are all workers'."""
+        return self.loss(outputs, y) if self.crew.alone else self.loss(outputs, y, reduction="sum") / rows
+
+    def _sum(self, *figures: float) -> list[float]:
+        return self.crew.sum(*figures, device=self.train.x.device.type)
 
     def _full_batch(self) -> float:
         """One L-BFGS step (up to 20 iterations) over all rows; returns the loss after it."""
@@ -140,19 +155,20 @@ class Loop:
             self.optimizer.step(closure)
         return self._mean_loss(self.train)[0]
 
-    def _shuffled(self) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """Rows seen so far and the batch; the order depends on seed and epoch alone, so that a resumed run sees the same."""
+    def _shuffled(self) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+        """Each batch, and this worker's rows of it; the order depends on seed and epoch alone, so that a resumed run sees the same."""
         generator = torch.Generator().manual_seed((self.training.seed * 1_000_003 + self.standing.epoch) % (1 << 63))
         order = torch.randperm(len(self.train), generator=generator).to(self.train.x.device)
         x, y = self.train.x, self.train.y
         if x.numel() * x.element_size() <= _SHUFFLE_WHOLE_BYTES:
             x, y = x[order], y[order]
-            for chosen in self._slices:
-                yield chosen.stop, (x[chosen], y[chosen])
+            for batch in self._slices:
+                chosen = self.crew.share(batch)
+                yield batch, (x[chosen], y[chosen])
         else:
-            for chosen in self._slices:
-                rows = order[chosen]
-                yield chosen.stop, (x[rows], y[rows])
+            for batch in self._slices:
+                rows = order[self.crew.share(batch)]
+                yield batch, (x[rows], y[rows])
 
     def _validate(self) -> float | None:
         """Sets the standing's validation loss and returns the accuracy, for a classifier; decides whether to stop early."""
@@ -173,9 +189,11 @@ class Loop:
         return accuracy
 
     def _mean_loss(self, rows: Rows) -> tuple[float, float | None]:
-        outputs = predict(self.module, rows.x, lambda: self.events.beat("train"))
-        loss = float(self.loss(outputs, rows.y))
-        return loss, float((outputs.argmax(1) == rows.y).double().mean()) if self.classify else None
+        share = self.crew.share(slice(0, len(rows)))
+        outputs, y = predict(self.module, rows.x[share], lambda: self.events.beat("train")), rows.y[share]
+        right = float((outputs.argmax(1) == y).sum()) / len(rows) if self.classify else 0.0
+        loss, accuracy = self._sum(float(self._part_of_mean(outputs, y, len(rows))), right)
+        return loss, accuracy if self.classify else None
 
     def _finish_epoch(self, start_ns: int, accuracy: float | None) -> None:
         standing, epochs = self.standing, self.training.epochs
@@ -191,11 +209,14 @@ class Loop:
         if last or time.monotonic_ns() >= self._next_report:
             self._report(len(self.train), standing.loss)
         self.events.beat("train")
-        if standing.seconds > self.training.time_limit_seconds and not last:
+        # By one clock: what one worker alone raised, the others would wait for.
+        if self.crew.first and standing.seconds > self.training.time_limit_seconds and not last:
             limit = f"{self.training.time_limit_seconds} s of training were over in epoch {standing.epoch} of {epochs}"
             raise AppError(f"{limit}; raise time_limit_seconds, or lower epochs", code="time_limit")
 
     def _save(self, last: bool) -> None:
+        if not self.crew.first:
+            return
         standing = self.standing
         best = self.best if standing.best_epoch != standing.epoch else None
         state = {
@@ -214,9 +235,11 @@ class Loop:
         self.events.emit("checkpoint", epoch=standing.epoch, step=standing.step, path=f"checkpoints/{folder.name}", durable=durable)
 
     def _report(self, rows: int, loss: float) -> None:
-        self._require_finite(loss)
         self._first = False
         self._next_report = time.monotonic_ns() + _SECOND_NS
+        if not self.crew.first:
+            return
+        self._require_finite(loss)
         standing = self.standing
         seen = max(0, standing.epoch - 1) * len(self.train) + rows
         elapsed = max(time.monotonic() - self._started, 1e-9)
@@ -251,7 +274,7 @@ def predict(module: nn.Module, x: Tensor, beat: Callable[[], None] = lambda: Non
     module.eval()
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(x), _EVALUATION_ROWS):
+        for start in range(0, max(1, len(x)), _EVALUATION_ROWS):
             parts.append(module(x[start : start + _EVALUATION_ROWS]))
             beat()
     return torch.cat(parts)

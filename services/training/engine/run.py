@@ -14,6 +14,7 @@ from libs.modelkit import package as packages
 from libs.modelkit.evaluation import confusion_matrix, evaluate_classes, evaluate_numbers
 from libs.modelkit.package import Package
 from libs.modelkit.text import FIRST
+from services.training.engine.crew import Crew
 from services.training.engine.data import Part, Prepared, prepare, read_tables, sample_rows
 from services.training.engine.events import Events
 from services.training.engine.spec import RunSpec
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from services.training.engine.loop import Rows, Standing
 
 
-def run(folder: Path, spec: RunSpec, events: Events) -> None:
-    """Leaves `folder`/package and a result event. Raises `AppError` for what the user can change."""
+def run(folder: Path, spec: RunSpec, events: Events, crew: Crew = Crew()) -> None:
+    """Leaves `folder`/package and a result event, of the first worker. Raises `AppError` for what the user can change."""
     with events.span("training.run", architecture=spec.architecture, task=spec.task):
         importer = threading.Thread(target=_import_torch)  # reading and preprocessing leave the interpreter free at times
         importer.start()
@@ -34,7 +35,9 @@ def run(folder: Path, spec: RunSpec, events: Events) -> None:
         finally:
             with events.span("import_torch"):
                 importer.join()
-        module, standing = _train(folder, spec, prepared, init, events)
+        module, standing = _train(folder, spec, prepared, init, events, crew)
+        if not crew.first:
+            return
         with events.span("evaluate", rows=len(prepared.test) or len(prepared.train)):
             metrics, matrix = _evaluate(module, prepared, spec)
         events.beat("evaluate")
@@ -81,13 +84,17 @@ def _load(spec: RunSpec, events: Events) -> tuple[Package | None, Prepared]:
     return init, prepared
 
 
-def _train(folder: Path, spec: RunSpec, prepared: Prepared, init: Package | None, events: Events) -> tuple["nn.Module", "Standing"]:
+def _train(
+    folder: Path, spec: RunSpec, prepared: Prepared, init: Package | None, events: Events, crew: Crew
+) -> tuple["nn.Module", "Standing"]:
     import torch  # loaded by now
 
     from services.training.engine import checkpoint
     from services.training.engine.loop import Loop
 
+    _require_enough(len(prepared.train), crew)
     torch.set_num_threads(spec.threads)
+    crew.join(spec.device)
     # What torch.use_deterministic_algorithms(True, warn_only=True) sets, without the 1.3 s that it takes to load the compiler.
     torch._C._set_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each new tensor, and none is read before it is written
@@ -101,6 +108,7 @@ def _train(folder: Path, spec: RunSpec, prepared: Prepared, init: Package | None
         spec.classify,
         events,
         folder / "checkpoints",
+        crew,
     )
     state = checkpoint.read(spec.resume) if spec.resume else checkpoint.latest(folder / "checkpoints")
     if state is not None:
@@ -108,8 +116,15 @@ def _train(folder: Path, spec: RunSpec, prepared: Prepared, init: Package | None
         events.log(f"resumed after epoch {loop.standing.epoch} of {spec.training.epochs}")
     with events.span("train", rows=len(prepared.train)):
         standing = loop.run()
+        crew.leave()
     module = loop.module.cpu().eval()
     return (module.fold() if hasattr(module, "fold") else module), standing
+
+
+def _require_enough(rows: int, crew: Crew) -> None:
+    if rows < crew.size:
+        message = f"{crew.size} workers cannot share {rows} training rows: each needs one; use {rows} workers at most, or more rows"
+        raise Invalid.of([Violation("training.workers", message)], code="invalid_spec")
 
 
 def _build(spec: RunSpec, prepared: Prepared, init: Package | None) -> "nn.Module":

@@ -72,7 +72,7 @@ async def admit(database: Database, peers: Peers, workspace: str, request: Creat
 
 def _share_budget(job: TrainingJob, left: Mapping[str, int]) -> None:
     """A limit that nobody asked for must not take all of the plan: other jobs are to come."""
-    metric, a_second = used_metric(job.resources)
+    metric, a_second = used_metric(job.resources, job.workers)
     limit = default_time_limit(left.get(metric), a_second)
     if limit < job.training["time_limit_seconds"]:
         job.training = {**job.training, "time_limit_seconds": limit}
@@ -208,7 +208,7 @@ def reservation(workspace: str, job_id: str) -> str:
 
 
 async def _reserve(peers: Peers, job: TrainingJob) -> None:
-    metric, a_second = used_metric(job.resources)
+    metric, a_second = used_metric(job.resources, job.workers)
     limit = job.training["time_limit_seconds"]
     name = reservation(job.workspace, job.id)
     one = ReserveQuotaRequest(workspace=job.workspace, metric="concurrent_training_jobs", reservation=name, amount=1)

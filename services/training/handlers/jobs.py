@@ -61,7 +61,17 @@ async def cancel_training_job(unit: Unit, *, workspace: str, job_id: str) -> Tra
 
 
 async def note_allocation(
-    unit: Unit, *, workspace: str, job_id: str, attempt: int, allocation_id: str, state: str, reason: str, node: str, devices: list[int]
+    unit: Unit,
+    *,
+    workspace: str,
+    job_id: str,
+    attempt: int,
+    allocation_id: str,
+    state: str,
+    reason: str,
+    node: str,
+    devices: list[int],
+    nodes: list[str],
 ) -> bool:
     """Where the allocation for a job's next attempt stands; whether a worker may now take the job."""
     job = await repository.get_job(unit.session, workspace, job_id, lock=True)
@@ -70,7 +80,7 @@ async def note_allocation(
     if job.state != State.QUEUED or job.attempts + 1 != attempt:
         return False
     if state == GRANTED:
-        job.grant(allocation_id, node, devices)
+        job.grant(allocation_id, node, devices, nodes)
         await announce(unit, job)
         return True
     if state == QUEUED:

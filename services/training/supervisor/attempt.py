@@ -177,8 +177,10 @@ class Attempt:
             stderr=folder.stderr,
             journals=[folder.events],
             cpu_millis=job.resources["cpu_millis"],
-            devices=len(job.devices) if job.resources["accelerator"] == "gpu" else 0,
+            devices=job.resources["count"] if job.resources["accelerator"] == "gpu" else 0,
+            workers=job.workers,
             node=job.node,
+            nodes=job.nodes,
             seconds=max(1.0, job.training["time_limit_seconds"] - self.seconds),
             labels={"role": "run", "workspace": job.workspace, "job": job.id},
         )

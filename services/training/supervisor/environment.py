@@ -19,6 +19,8 @@ def environment(job: TrainingJob, folder: Path) -> dict[str, str]:
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(_ROOT),
+        # What lies in the folder is not imported, nor by the workers that torchrun starts.
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
@@ -28,5 +30,4 @@ def environment(job: TrainingJob, folder: Path) -> dict[str, str]:
 
 
 def engine_command(folder: str) -> list[str]:
-    """`-P`: what lies in the folder is not imported."""
-    return [sys.executable, "-P", "-m", "services.training.engine", folder]
+    return [sys.executable, "-m", "services.training.engine", folder]

@@ -105,6 +105,55 @@ async def test_at_once_is_at_once(launcher: Launcher, folder: Path) -> None:
     assert time.monotonic() - began < 20
 
 
+async def test_workers_find_each_other_and_the_first_is_heard(launcher: Launcher, folder: Path) -> None:
+    """On one machine one program starts them; in a cluster each is a pod, and the first has a name."""
+    code = """
+import os, socket, time
+count, number = int(os.environ.get("PET_NNODES", "1")), int(os.environ.get("PET_NODE_RANK", "0"))
+print(count * int(os.environ["PET_NPROC_PER_NODE"]), "workers", flush=True)
+if count > 1:
+    host, port = os.environ["PET_RDZV_ENDPOINT"].split(":")
+    if number == 0:
+        server = socket.create_server(("", int(port)))
+        for _ in range(count - 1):
+            server.accept()[0].sendall(b"hello")
+    else:
+        while True:
+            try:
+                assert socket.create_connection((host, int(port)), 5).recv(5) == b"hello"
+                break
+            except OSError:
+                time.sleep(0.2)
+    open("mine", "w").write(str(number))
+"""
+    process = await launcher.start(launch(folder, python(code), workers=3))
+    assert await ended(process) == Exit(0), (folder / "out").read_text()
+    assert (folder / "out").read_text() == "3 workers\n"
+    assert not (folder / "mine").exists() or (folder / "mine").read_text() == "0"
+
+
+async def test_a_worker_that_fails_ends_all(launcher: Launcher, folder: Path) -> None:
+    code = """
+import os, sys, time
+if os.environ.get("PET_STANDALONE") or os.environ["PET_NODE_RANK"] == "1":
+    print("no such column", file=sys.stderr)
+    sys.exit(5)
+time.sleep(600)
+"""
+    began = time.monotonic()
+    process = await launcher.start(launch(folder, python(code), workers=2))
+    assert await ended(process) == Exit(5)
+    assert "no such column" in (folder / "out").read_text()
+    assert time.monotonic() - began < 80
+
+
+async def test_workers_are_stopped_together(launcher: Launcher, folder: Path) -> None:
+    process = await launcher.start(launch(folder, SLEEP, workers=2))
+    await up(folder)
+    assert not (await process.stop(5)).ok
+    assert not process.alive()
+
+
 async def test_memory_has_an_end(launcher: Launcher, folder: Path) -> None:
     code = "import time; kept = []\nfor _ in range(4000): kept.append(bytearray(b'x') * (1 << 20)); time.sleep(0.002)"
     process = await launcher.start(launch(folder, python(code)))

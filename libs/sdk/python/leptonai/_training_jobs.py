@@ -48,6 +48,7 @@ class TrainingJobs:
         test_fraction: float | None = None,
         double_precision: bool | None = None,
         time_limit_seconds: int | None = None,
+        workers: int | None = None,
         accelerator: str | None = None,
         count: int | None = None,
         memory_bytes: int | None = None,
@@ -58,7 +59,8 @@ class TrainingJobs:
         spec: the JSON of the REST API, where there is one; arguments override it, and what is None is the platform's default.
         dataset: "name@n". task: regression, classification, image_classification, text_classification. target: column to predict.
         architecture: linear, mlp, cnn, rnn, transformer. init: "random" or a model version to start from. early_stopping: patience
-        in epochs, or {"patience", "min_delta"}. accelerator: cpu, gpu, tpu.
+        in epochs, or {"patience", "min_delta"}. workers: processes that train one model together, each with the resources that follow.
+        accelerator: cpu, gpu, tpu.
         """
         given = {key: value for key, value in locals().items() if key not in ("self", "spec")}
         return self._session.run(_create(job_spec(spec, **given)))
@@ -295,6 +297,7 @@ _TRAINING = (
     "test_fraction",
     "double_precision",
     "time_limit_seconds",
+    "workers",
 )
 
 

@@ -247,6 +247,7 @@ class TrainingSpec(Record):
     test_fraction: float | None = None
     double_precision: bool = False
     time_limit_seconds: int = 0
+    workers: int = 1
 
 
 @record
@@ -779,6 +780,8 @@ class Allocation(Record):
     node: str = ""
     resources: Resources | None = None
     devices: tuple[int, ...] = ()
+    workers: int = 1
+    nodes: tuple[str, ...] = ()
     create_time: datetime | None = None
     grant_time: datetime | None = None
     end_time: datetime | None = None
