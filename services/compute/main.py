@@ -4,7 +4,7 @@ from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_C
 from libs.db import Database
 from libs.events import EventLog
 from libs.lifecycle import Component, Lifecycle, Loop
-from libs.service import Kit, run
+from libs.service import Kit, command
 from services.compute import repository
 from services.compute.agent import NodeAgent
 from services.compute.gauges import room_gauges
@@ -53,5 +53,4 @@ async def _something_is_due(database: Database, scheduler: Scheduler, node_lease
 
 
 if __name__ == "__main__":
-    own = Settings()
-    run("compute", own, build)
+    command("compute", "services.compute", Settings(), build)

@@ -108,6 +108,23 @@ def test_services_have_an_account_each_and_cannot_write_to_their_image() -> None
         assert each["spec"].get("replicas", 1) == 2
 
 
+def test_who_owns_a_database_migrates_it_before_it_starts_and_nobody_else_does() -> None:
+    for each in workloads("prod", "lepton"):
+        pod = each["spec"]["template"]["spec"]
+        (service,) = pod["containers"]
+        found = pod.get("initContainers", [])
+        assert [container["name"] for container in found] == (
+            ["migrate"] if each["metadata"]["labels"]["lepton.dev/serves"] == "grpc" else []
+        )
+        for container in found:
+            assert container["command"] == ["python", "-m", f"services.{each['metadata']['name']}.main", "migrate"]
+            for same in ("image", "imagePullPolicy", "envFrom", "securityContext"):
+                assert container[same] == service[same], same
+            assert {"requests", "limits"} <= set(container["resources"])
+    (told,) = [each["data"] for each in built(K8S / "overlays" / "prod") if each["metadata"]["name"] == "lepton-platform"]
+    assert told["LEPTON_PLATFORM_MIGRATE_ON_START"] == "false"
+
+
 def test_no_secret_lies_in_a_manifest() -> None:
     for overlay in OVERLAYS:
         require_cluster()
