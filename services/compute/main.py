@@ -36,7 +36,7 @@ def build_agent(settings: Settings) -> Component:
     """What runs on every node beside its workers, or once for all machines of a cluster."""
     kit = Kit("node", "services.compute", settings)
     client = kit.client(ComputeServiceStub, "compute")
-    if settings.cluster:
+    if settings.launcher.in_cluster:
         # Where it is needed only: its package takes 21 MB.
         from services.compute.cluster import ClusterAgent
 
