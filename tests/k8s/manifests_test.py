@@ -105,7 +105,12 @@ def test_services_have_an_account_each_and_cannot_write_to_their_image() -> None
         assert pod["serviceAccountName"] == ("data" if name == "data-worker" else name)
         assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in pod["containers"])
         assert all("startupProbe" in container for container in pod["containers"])
-        assert each["spec"].get("replicas", 1) == 2
+    scalers = {
+        each["metadata"]["name"]: each["spec"] for each in built(K8S / "overlays" / "prod") if each["kind"] == "HorizontalPodAutoscaler"
+    }
+    for each in workloads("prod", "lepton"):
+        scaler = scalers.get(each["metadata"]["name"])
+        assert (each["spec"].get("replicas"), scaler and scaler["minReplicas"]) in ((2, None), (None, 2)), each["metadata"]["name"]
 
 
 def test_who_owns_a_database_migrates_it_before_it_starts_and_nobody_else_does() -> None:
