@@ -9,10 +9,12 @@
 #   tools/k8s.sh down          removes all of it, its data too
 #
 # Images are those of compose.yaml, by the same variables: LEPTON_IMAGE_PREFIX, LEPTON_VERSION, LEPTON_POSTGRES_IMAGE, …; what .env says of
-# them counts where the environment says nothing. LEPTON_NAMESPACE is `lepton` unless said otherwise, LEPTON_NODE_PORT is 30080.
+# them counts where the environment says nothing. LEPTON_NAMESPACE is `lepton` unless said otherwise, LEPTON_NODE_PORT is 30080. With
+# LEPTON_OVERLAY=prod `manifests` and `images` are about k8s/overlays/prod.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 namespace=${LEPTON_NAMESPACE:-lepton}
+overlay=${LEPTON_OVERLAY:-dev}
 BACKENDS=app.kubernetes.io/part-of=lepton-backends
 SERVICES=(accounts data compute training deployment marketplace)
 
@@ -48,6 +50,15 @@ LEPTON_PROMETHEUS_IMAGE prom/prometheus
 NAMES
 }
 
+# Of the one overlay that has it.
+node_port() {
+    [ "$overlay" != dev ] || cat <<YAML
+  - target: {kind: Service, name: gateway}
+    patch: |
+      - {op: replace, path: /spec/ports/0/nodePort, value: ${LEPTON_NODE_PORT:-30080}}
+YAML
+}
+
 manifests() {
     mkdir -p build/k8s
     local folder
@@ -56,13 +67,11 @@ manifests() {
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 namespace: $namespace
-resources: [../../../k8s/overlays/dev]
+resources: [../../../k8s/overlays/$overlay]
 images:
 $(replaced)
 patches:
-  - target: {kind: Service, name: gateway}
-    patch: |
-      - {op: replace, path: /spec/ports/0/nodePort, value: ${LEPTON_NODE_PORT:-30080}}
+$(node_port)
   - patch: |
       apiVersion: v1
       kind: ConfigMap

@@ -44,9 +44,14 @@ class LauncherSettings(Block):
     total_bytes: int = 64 * GIB
     files: int = 2000
 
+    @property
+    def in_cluster(self) -> bool:
+        """Whether programs run in a cluster's pods."""
+        return self.url == "kubernetes:"
+
     @model_validator(mode="after")
     def _require_what_pods_need(self) -> Self:
-        if self.url == "kubernetes:" and not self.image:
+        if self.in_cluster and not self.image:
             raise ValueError("LAUNCHER__IMAGE is missing: pods need an image with the platform's worker code")
         if not _LABEL.fullmatch(self.owner):
             raise ValueError(f"LAUNCHER__OWNER '{self.owner}' is no name: up to 40 of a-z, 0-9 and -")

@@ -3,10 +3,10 @@
 Knows every lib; knows no service.
 """
 
-from libs.process import run
 from libs.rpc import IdentitySettings, PeerSettings
+from libs.service.command import command
 from libs.service.edge import Edge
 from libs.service.kit import Kit
 from libs.service.settings import ServiceSettings
 
-__all__ = ["Edge", "IdentitySettings", "Kit", "PeerSettings", "ServiceSettings", "run"]
+__all__ = ["Edge", "IdentitySettings", "Kit", "PeerSettings", "ServiceSettings", "command"]

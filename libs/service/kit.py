@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from libs.db import Database, migrate
+from libs.db import Database, await_schema, migrate
 from libs.events import Consumer, EventLog, Handler, Relay, open_event_log
 from libs.lifecycle import Component, Lifecycle
 from libs.rpc import Client, Server
@@ -39,7 +39,7 @@ class Kit:
         handlers: Mapping[type[Message], Handler] | None = None,
         components: Sequence[Component] = (),
     ) -> Lifecycle:
-        """All of it: migrated database, relay, consumer of `handlers`, `components` (reconcilers and the like), and last the server."""
+        """All of it: database and schema, relay, consumer of `handlers`, `components` (reconcilers and the like), and last the server."""
         parts: list[Component] = [self._foundation(), Relay(self.database, self.event_log, name=self.name)]
         if handlers:
             parts.append(Consumer(self.name, self.database, self.event_log, handlers))
@@ -57,15 +57,16 @@ class Kit:
         return Lifecycle([self._foundation(), Relay(self.database, self.event_log, name=self.name), *components])
 
     def _foundation(self) -> Component:
-        return Lifecycle([self.database, _Migration(self), *([self.event_log] if self._owns_log else []), _Clients(self._clients)])
+        return Lifecycle([self.database, _Schema(self), *([self.event_log] if self._owns_log else []), _Clients(self._clients)])
 
 
-class _Migration:
+class _Schema:
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
 
     async def start(self) -> None:
-        await migrate(self._kit.database, self._kit.package)
+        bring = migrate if self._kit.settings.migrate_on_start else await_schema
+        await bring(self._kit.database, self._kit.package)
 
     async def stop(self) -> None:
         return None

@@ -14,6 +14,8 @@ class ServiceSettings(ProcessSettings):
 
     listen: str = "127.0.0.1:0"
     database: DatabaseSettings = DatabaseSettings()
+    # Otherwise the command `migrate` does, and a start waits for it.
+    migrate_on_start: bool = True
     events: EventLogSettings = EventLogSettings()
     storage: StorageSettings = StorageSettings()
     identity: IdentitySettings = IdentitySettings()

@@ -28,6 +28,7 @@ SHARED = frozenset(
         "launcher",
         "log_level",
         "metrics_listen",
+        "migrate_on_start",
         "peers",
         "storage",
         "tasks_url",

@@ -9,7 +9,7 @@ from lepton.accounts.v1.accounts_service_pb2_grpc import add_AccountsServiceServ
 from libs.db import Database
 from libs.events import EventLog
 from libs.lifecycle import Lifecycle, Loop
-from libs.service import Kit, run
+from libs.service import Kit, command
 from services.accounts.billing import Billing
 from services.accounts.consumers import reactions
 from services.accounts.handlers import bootstrap_workspace
@@ -63,4 +63,4 @@ def build(settings: Settings, event_log: EventLog | None = None, *, on_first_key
 
 
 if __name__ == "__main__":
-    run("accounts", Settings(), build)
+    command("accounts", "services.accounts", Settings(), build)

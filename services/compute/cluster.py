@@ -6,15 +6,15 @@ from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
-import httpx2
 import msgspec
 import structlog
-from lightkube import AsyncClient, KubeConfig, operators
-from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube import AsyncClient, operators
 
 from lepton.compute.v1.compute_service_pb2 import RegisterNodeRequest
+from libs.kubernetes import UNREACHED, open_client, words
 from libs.lifecycle import Loop
 from libs.rpc import Client
+from services.compute.agent import at_last
 from services.compute.inventory import FINISHED, Machine, Pod, Taken, offered
 from services.compute.settings import Settings
 
@@ -22,7 +22,6 @@ log = structlog.get_logger()
 
 # A cluster whose API does not answer goes on running what it has; after a while nobody knows any more whether it does.
 KEPT_SECONDS = 60.0
-REQUEST_SECONDS = 10.0
 READ_SECONDS = 30.0
 # An object may have 1.5 MB: so many are held at a time.
 PAGE = 200
@@ -57,10 +56,10 @@ class ClusterAgent:
 
     async def start(self) -> None:
         """Raises ValueError where no cluster is configured; one that is away is looked for again and again."""
-        self._client = await asyncio.to_thread(_open, self._settings.kubeconfig)
+        self._client = await asyncio.to_thread(open_client, self._settings.kubeconfig)
         try:
             await self.read()
-            await self.register()
+            await at_last(self.register)
         except BaseException:
             await self._close()
             raise
@@ -79,9 +78,9 @@ class ClusterAgent:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 self._nodes = await self._machines()
-        except (httpx2.HTTPError, msgspec.MsgspecError, ConfigError, TooLarge, OSError, ValueError) as error:
+        except (*UNREACHED, msgspec.MsgspecError, TooLarge, ValueError) as error:
             if not self._away:
-                log.warning("cluster_away", reason=_words(error), kept_seconds=KEPT_SECONDS)
+                log.warning("cluster_away", reason=words(error), kept_seconds=KEPT_SECONDS)
             self._away = True
             # The next look opens another client: certificates, tokens and addresses may have changed.
             await self._close()
@@ -114,7 +113,7 @@ class ClusterAgent:
 
     async def _machines(self) -> list[RegisterNodeRequest]:
         if self._client is None:
-            self._client = await asyncio.to_thread(_open, self._settings.kubeconfig)
+            self._client = await asyncio.to_thread(open_client, self._settings.kubeconfig)
         client = self._client
         machines = [m async for m in _at_most(MAX_MACHINES, "nodes", client.list(Machine, chunk_size=PAGE))]
         taken: defaultdict[str, Taken] = defaultdict(Taken)
@@ -131,18 +130,6 @@ class ClusterAgent:
             await client.close()
 
 
-def _open(kubeconfig: str) -> AsyncClient:
-    """A client of the cluster that the file names; without a file, of the one that this process runs in, else of KUBECONFIG's."""
-    try:
-        found = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
-        return AsyncClient(config=found.get(), timeout=httpx2.Timeout(REQUEST_SECONDS))
-    except ConfigError as error:
-        raise ValueError(f"no cluster to read nodes from: {error}") from None
-    except Exception as error:
-        # Its words may be the file's, and there are keys in it.
-        raise ValueError(f"no cluster to read nodes from: its configuration does not hold ({type(error).__name__})") from None
-
-
 async def _at_most(limit: int, what: str, found: AsyncIterable[T]) -> AsyncIterator[T]:
     count = 0
     async for item in found:
@@ -150,15 +137,3 @@ async def _at_most(limit: int, what: str, found: AsyncIterable[T]) -> AsyncItera
         if count > limit:
             raise TooLarge(f"more than {limit} {what}")
         yield item
-
-
-def _words(error: Exception) -> str:
-    """Why the cluster cannot be read; never what a request carried."""
-    if isinstance(error, ApiError):
-        return f"{error.status.code}: {error.status.message}"[:300]
-    if isinstance(error, httpx2.HTTPStatusError):
-        return f"{error.response.status_code}, and not in the words of Kubernetes"
-    if isinstance(error, ConfigError):
-        # After the colon comes what a program said that was asked for credentials.
-        return str(error).partition(":")[0][:300]
-    return f"{type(error).__name__}: {error}"[:300]

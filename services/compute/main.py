@@ -4,7 +4,7 @@ from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_C
 from libs.db import Database
 from libs.events import EventLog
 from libs.lifecycle import Component, Lifecycle, Loop
-from libs.service import Kit, run
+from libs.service import Kit, command
 from services.compute import repository
 from services.compute.agent import NodeAgent
 from services.compute.gauges import room_gauges
@@ -36,7 +36,7 @@ def build_agent(settings: Settings) -> Component:
     """What runs on every node beside its workers, or once for all machines of a cluster."""
     kit = Kit("node", "services.compute", settings)
     client = kit.client(ComputeServiceStub, "compute")
-    if settings.cluster:
+    if settings.launcher.in_cluster:
         # Where it is needed only: its package takes 21 MB.
         from services.compute.cluster import ClusterAgent
 
@@ -53,5 +53,4 @@ async def _something_is_due(database: Database, scheduler: Scheduler, node_lease
 
 
 if __name__ == "__main__":
-    own = Settings()
-    run("compute", own, build)
+    command("compute", "services.compute", Settings(), build)

@@ -2,6 +2,7 @@
 
 from pydantic_settings import SettingsConfigDict
 
+from libs.launcher import LauncherSettings
 from libs.service import ServiceSettings
 
 
@@ -15,9 +16,9 @@ class Settings(ServiceSettings):
     # Name and pool under which this machine offers itself; an empty name is the host's. Only the agent reads them.
     node_name: str = ""
     node_pool: str = "default"
-    # The agent speaks for the machines of a Kubernetes cluster in place of its own. It knows the cluster by this kubeconfig file; without
-    # one, by the service account of the pod that it runs in.
-    cluster: bool = False
+    # Where what the agent offers runs. With kubernetes: it speaks for the machines of that cluster in place of its own.
+    launcher: LauncherSettings = LauncherSettings()
+    # The cluster's file; without one it is known by the service account of the pod that the agent runs in.
     kubeconfig: str = ""
     # A machine's pool is the value of this label, else "default".
     pool_label: str = "lepton.dev/pool"

@@ -1,13 +1,12 @@
 """Composition root of the data service and of its worker."""
 
-import sys
 from pathlib import Path
 
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
 from lepton.data.v1.data_service_pb2_grpc import add_DataServiceServicer_to_server
 from libs.events import EventLog
 from libs.lifecycle import Lifecycle
-from libs.service import Kit, run
+from libs.service import Kit, command
 from libs.storage import open_store
 from libs.tasks import TaskQueue, Worker
 from services.data.handlers.making import Bench
@@ -54,4 +53,4 @@ def build_worker(settings: Settings, event_log: EventLog | None = None, queue: T
 
 
 if __name__ == "__main__":
-    run("data", Settings(), build_worker if sys.argv[1:] == ["worker"] else build)
+    command("data", "services.data", Settings(), build, worker=build_worker)

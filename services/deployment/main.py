@@ -1,6 +1,5 @@
 """Composition root of the deployment service, and of the process that runs its replicas on a node."""
 
-import sys
 from collections.abc import Sequence
 
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
@@ -10,7 +9,7 @@ from lepton.training.v1.training_service_pb2_grpc import TrainingServiceStub
 from libs.events import EventLog
 from libs.launcher import Launcher, SubprocessLauncher, open_launcher
 from libs.lifecycle import Component, Lifecycle
-from libs.service import Kit, run
+from libs.service import Kit, command
 from libs.storage import open_store
 from services.deployment.changes import Changes
 from services.deployment.consumers import reactions
@@ -65,4 +64,4 @@ def _peers(kit: Kit) -> Peers:
 
 
 if __name__ == "__main__":
-    run("deployment", Settings(), build_node if sys.argv[1:] == ["node"] else build)
+    command("deployment", "services.deployment", Settings(), build, node=build_node)

@@ -7,7 +7,7 @@ from lepton.marketplace.v1.marketplace_service_pb2_grpc import add_MarketplaceSe
 from libs.db import Database
 from libs.events import EventLog
 from libs.lifecycle import Lifecycle, Loop
-from libs.service import Kit, run
+from libs.service import Kit, command
 from services.marketplace import repository
 from services.marketplace.consumers import reactions
 from services.marketplace.servicer import MarketplaceServicer
@@ -36,4 +36,4 @@ async def forget_batches(database: Database) -> None:
 
 
 if __name__ == "__main__":
-    run("marketplace", Settings(), build)
+    command("marketplace", "services.marketplace", Settings(), build)

@@ -1,6 +1,6 @@
 """One worker node of a platform on several machines: says what the machine has, and runs training jobs and replicas on it.
 
-With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: and LEPTON_COMPUTE_CLUSTER it speaks for all nodes of a cluster: what is granted on any of
+With LEPTON_PLATFORM_LAUNCHER__URL=kubernetes: it speaks for all nodes of a cluster: what is granted on any of
 them runs there in a pod. Two such processes, of different LAUNCHER__OWNER, share the work.
 
 `python -m services.standalone.node`; settings as those of compute, training and deployment, under their own names.
@@ -28,18 +28,15 @@ def build(own: ComputeSettings) -> Lifecycle:
     """The node that the settings name, by default the host. What runs here has begun before the node is offered."""
     name = own.node_name or platform.node()
     training_settings, deployment_settings = TrainingSettings(), DeploymentSettings()
-    of_cluster = training_settings.launcher.url == "kubernetes:"
-    if of_cluster != own.cluster:
+    if not own.launcher == training_settings.launcher == deployment_settings.launcher:
         raise ValueError(
-            "what a cluster offers runs in its pods: LEPTON_COMPUTE_CLUSTER goes with LEPTON_PLATFORM_LAUNCHER__URL=kubernetes:"
+            "compute, training and deployment differ in LAUNCHER; in one process there is one: say it as LEPTON_PLATFORM_LAUNCHER__…"
         )
-    if not of_cluster:
+    if not own.launcher.in_cluster:
         training_settings = training_settings.model_copy(update={"node": name})
         deployment_settings = deployment_settings.model_copy(update={"node": name})
-    if training_settings.launcher != deployment_settings.launcher:
-        raise ValueError("training and deployment differ in LAUNCHER; in one process there is one: say it as LEPTON_PLATFORM_LAUNCHER__…")
     log = open_event_log(training_settings.events)
-    launcher, launching = open_launcher(training_settings.launcher)
+    launcher, launching = open_launcher(own.launcher)
     parts: list[Component] = [
         log,
         *launching,

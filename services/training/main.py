@@ -1,7 +1,5 @@
 """Composition root of the training service and of its worker."""
 
-import sys
-
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
 from lepton.data.v1.data_service_pb2_grpc import DataServiceStub
@@ -11,7 +9,7 @@ from libs import telemetry
 from libs.events import EventLog
 from libs.launcher import Launcher, open_launcher
 from libs.lifecycle import Component, Lifecycle
-from libs.service import Kit, run
+from libs.service import Kit, command
 from libs.storage import open_store
 from libs.tasks import TaskQueue, Worker
 from services.training.consumers import consumers
@@ -75,4 +73,4 @@ def _peers(kit: Kit) -> Peers:
 
 
 if __name__ == "__main__":
-    run("training", Settings(), build_worker if sys.argv[1:] == ["worker"] else build)
+    command("training", "services.training", Settings(), build, worker=build_worker)

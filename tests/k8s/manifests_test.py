@@ -105,7 +105,29 @@ def test_services_have_an_account_each_and_cannot_write_to_their_image() -> None
         assert pod["serviceAccountName"] == ("data" if name == "data-worker" else name)
         assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in pod["containers"])
         assert all("startupProbe" in container for container in pod["containers"])
-        assert each["spec"].get("replicas", 1) == 2
+    scalers = {
+        each["metadata"]["name"]: each["spec"] for each in built(K8S / "overlays" / "prod") if each["kind"] == "HorizontalPodAutoscaler"
+    }
+    for each in workloads("prod", "lepton"):
+        scaler = scalers.get(each["metadata"]["name"])
+        assert (each["spec"].get("replicas"), scaler and scaler["minReplicas"]) in ((2, None), (None, 2)), each["metadata"]["name"]
+
+
+def test_who_owns_a_database_migrates_it_before_it_starts_and_nobody_else_does() -> None:
+    for each in workloads("prod", "lepton"):
+        pod = each["spec"]["template"]["spec"]
+        (service,) = pod["containers"]
+        found = pod.get("initContainers", [])
+        assert [container["name"] for container in found] == (
+            ["migrate"] if each["metadata"]["labels"]["lepton.dev/serves"] == "grpc" else []
+        )
+        for container in found:
+            assert container["command"] == ["python", "-m", f"services.{each['metadata']['name']}.main", "migrate"]
+            for same in ("image", "imagePullPolicy", "envFrom", "securityContext"):
+                assert container[same] == service[same], same
+            assert {"requests", "limits"} <= set(container["resources"])
+    (told,) = [each["data"] for each in built(K8S / "overlays" / "prod") if each["metadata"]["name"] == "lepton-platform"]
+    assert told["LEPTON_PLATFORM_MIGRATE_ON_START"] == "false"
 
 
 def test_no_secret_lies_in_a_manifest() -> None:

@@ -58,7 +58,7 @@ async def look(namespace: str, tmp_path: Path) -> AsyncIterator[Callable[[], Any
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(config))
     desk = Desk()
-    agent = ClusterAgent(desk, Settings(cluster=True, kubeconfig=str(path)))
+    agent = ClusterAgent(desk, Settings(kubeconfig=str(path)))
 
     async def look() -> dict[str, node_pb2.Node]:
         desk.nodes.clear()

@@ -2,7 +2,8 @@
 # Makes images of the local Docker engine known to the cluster: load.sh NAME:TAG…; those that it has already are passed over.
 # Manifests name the same NAME:TAG with imagePullPolicy IfNotPresent.
 set -euo pipefail
-. "$(dirname "$(readlink -f "$0")")/common.sh"
+HERE=$(dirname "$(readlink -f "$0")")
+. "$HERE/common.sh"
 [ $# -gt 0 ] || die "usage: load.sh IMAGE…"
 pid_of containerd >/dev/null || die "the cluster's containerd does not run: start it with up.sh"
 mkdir -p "$RUN/loaded"
@@ -15,6 +16,11 @@ done
 # A node whose disk is full throws images away.
 there=$(ctrk images ls -q)
 has() { grep -qx "docker.io/$1" <<<"$there"; }
+# Only what the cluster lacks, where the engine's store can be read.
+archive() { # archive ID IMAGE
+    if [ "$driver" = overlay2 ]; then ctrk content ls -q | "$HERE/layers.py" "$1" "docker.io/$2"; else docker save "$2"; fi
+}
+driver=$(docker info --format '{{.Driver}}')
 for image; do
     id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || die "the Docker engine has no image $image"
     stamp=$RUN/loaded/$(tr '/:' '__' <<<"$image")
@@ -24,7 +30,7 @@ for image; do
         # There already, by another name.
         ctrk images tag --force "docker.io/${same#* }" "docker.io/$image" >/dev/null || die "the cluster does not take the tag $image"
     else
-        docker save "$image" | ctrk images import - >/dev/null || die "the import of $image failed"
+        archive "$id" "$image" | ctrk images import - >/dev/null || die "the import of $image failed"
     fi
     echo "$id $image" >"$stamp"
     say "loaded $image in $((SECONDS - begin)) s"

@@ -5,15 +5,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import httpx2
 from lightkube import ApiError, AsyncClient
-from lightkube.core.exceptions import ConfigError
 from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.types import CascadeType, PatchType
 
 from libs.errors import Transient
+from libs.kubernetes import UNREACHED, open_client, words
 from libs.launcher.kubernetes.manifests import LAUNCH, OWNER
 from libs.launcher.launcher import LaunchError
 
@@ -32,8 +31,8 @@ def _answers() -> Iterator[None]:
         if code >= 500 or code in _LATER or code == 401:
             raise Transient(f"the cluster's API server does not answer: {code}") from error
         raise LaunchError(f"the cluster refuses it: {error.status.message}") from error
-    except (httpx2.HTTPError, OSError) as error:
-        raise Transient(f"the cluster's API server cannot be reached: {type(error).__name__}") from error
+    except UNREACHED as error:
+        raise Transient(f"the cluster's API server cannot be reached: {words(error)}") from error
 
 
 class Cluster:
@@ -45,14 +44,11 @@ class Cluster:
 
     async def open(self) -> None:
         """By the process's service account, or by KUBECONFIG."""
-        try:
-            self._client = await asyncio.to_thread(AsyncClient, namespace=self._wanted or None, trust_env=True)
-        except ConfigError as error:
-            raise ValueError(f"launcher kubernetes: needs a service account or KUBECONFIG: {error}") from error
+        self._client = await asyncio.to_thread(open_client, namespace=self._wanted)
 
     async def close(self) -> None:
         if self._client:
-            await self._client._client.close()
+            await self._client.close()
             self._client = None
 
     @property

@@ -16,6 +16,7 @@ from lepton.common.v1.resource_pb2 import Resources
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub, add_ComputeServiceServicer_to_server
 from libs.errors import Transient
+from libs.launcher import LauncherSettings
 from libs.rpc import Client, IdentitySettings, Server, Signer, Verifier, acting_for, generate_key
 from libs.testing import FakeClock, migrated_database
 from services.compute.agent import NodeAgent
@@ -47,7 +48,7 @@ class Desk:
 
 
 def agent_of(api: ClusterApi, compute: Desk | Client, folder: Path, clock: FakeClock | None = None, lease: float = 15.0) -> ClusterAgent:
-    settings = Settings(cluster=True, kubeconfig=api.kubeconfig(folder), node_lease_seconds=lease)
+    settings = Settings(kubeconfig=api.kubeconfig(folder), node_lease_seconds=lease)
     return ClusterAgent(compute, settings, clock or FakeClock())
 
 
@@ -194,27 +195,42 @@ async def test_a_configuration_that_does_not_hold_is_refused_without_what_is_in_
     path = tmp_path / "kubeconfig"
     for text in (f"users: [{{token: {TOKEN}", f"{TOKEN}: 1", f'{{"users": [{{"name": "{TOKEN}"}}]}}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match="no cluster to read nodes from") as refused:
-            await ClusterAgent(Desk(), Settings(cluster=True, kubeconfig=str(path))).start()
+        with pytest.raises(ValueError, match="no cluster can be used") as refused:
+            await ClusterAgent(Desk(), Settings(kubeconfig=str(path))).start()
         assert TOKEN not in f"{refused.value!r}{refused.value.__cause__}"
     with pytest.raises(ValueError, match="missing"):
-        await ClusterAgent(Desk(), Settings(cluster=True, kubeconfig=str(tmp_path / "missing"))).start()
+        await ClusterAgent(Desk(), Settings(kubeconfig=str(tmp_path / "missing"))).start()
 
 
 async def test_what_a_program_says_that_is_asked_for_credentials_is_not_told(tmp_path: Path) -> None:
     async with cluster_api([a_node("n1")]) as api:
         asks = {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "sh", "args": ["-c", f"echo {TOKEN} >&2; exit 3"]}
-        agent = ClusterAgent(Desk(), Settings(cluster=True, kubeconfig=api.kubeconfig(tmp_path, {"exec": asks})))
+        agent = ClusterAgent(Desk(), Settings(kubeconfig=api.kubeconfig(tmp_path, {"exec": asks})))
         with structlog.testing.capture_logs() as logs:
             await agent.read()
         await agent.stop()
     assert logs[0]["reason"] == "Exec sh returned 3"
 
 
+async def test_an_agent_that_starts_before_compute_waits_for_it(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.refused = "n1"
+    async with cluster_api([a_node("n1")]) as api:
+        agent = agent_of(api, desk, tmp_path)
+        starting = asyncio.create_task(agent.start())
+        await asyncio.wait([starting], timeout=0.3)
+        assert not starting.done()
+        desk.refused = ""
+        await starting
+        await agent.stop()
+    assert set(desk.nodes) == {"n1"}
+
+
 def test_the_setting_chooses_who_speaks() -> None:
     identity = IdentitySettings(private_key=SecretStr(PRIVATE))
     assert isinstance(build_agent(Settings(identity=identity)), NodeAgent)
-    assert isinstance(build_agent(Settings(identity=identity, cluster=True)), ClusterAgent)
+    pods = LauncherSettings(url="kubernetes:", image="lepton/worker:dev")
+    assert isinstance(build_agent(Settings(identity=identity, launcher=pods)), ClusterAgent)
 
 
 @asynccontextmanager

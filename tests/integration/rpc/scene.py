@@ -65,12 +65,14 @@ class Authority:
         certificate = self._sign(self._subject, self._key, x509.BasicConstraints(ca=True, path_length=0))
         self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, host: str = "127.0.0.1") -> TlsSettings:
-        """A certificate of `name` for `host`; the same name again renews it in place."""
+    def issue(self, name: str, *hosts: str) -> TlsSettings:
+        """A certificate of `name` for `hosts`, by default 127.0.0.1; the same name again renews it in place."""
         key = generate_private_key(SECP256R1())
-        alternative = x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+        alternatives = [
+            x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts or ("127.0.0.1",)
+        ]
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, x509.SubjectAlternativeName([alternative]))
+        certificate = self._sign(subject, key, x509.SubjectAlternativeName(alternatives))
         files = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
         files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -1,8 +1,6 @@
 """Processes that know each other by certificates: who gets in, and what happens when certificates change."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -160,33 +158,3 @@ def _bytes_of(path: str) -> bytes:
 
 def _cut(path: str) -> None:
     Path(path).write_bytes(_bytes_of(path)[:60])
-
-
-def probe(*words: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    environment = {"PYTHONPATH": ":".join(sys.path), **(env or {})}
-    argv = [sys.executable, "-m", "libs.rpc.probe", *words]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
-
-
-async def test_the_probe_says_who_serves(authority: Authority) -> None:
-    tls = authority.issue("training")
-    flags = ["--tls-ca-file", tls.ca_file, "--tls-cert-file", tls.cert_file, "--tls-key-file", tls.key_file]
-    shared = {f"LEPTON_PLATFORM_TLS__{name.upper()}": value for name, value in tls}
-    async with serving(None) as address:
-        done = await asyncio.to_thread(probe, address, "--service", "lepton.compute.v1.ComputeService")
-        assert (done.returncode, done.stderr) == (0, "")
-        done = await asyncio.to_thread(probe, address, "--service", "lepton.data.v1.DataService")
-        assert done.returncode == 1
-        assert f"{address} does not serve: NOT_FOUND" in done.stderr
-    done = await asyncio.to_thread(probe, address, "--timeout", "1")
-    assert done.returncode == 1
-    assert f"{address} does not serve: UNAVAILABLE" in done.stderr
-    async with serving(authority.issue("compute")) as address:
-        for words, env in ((flags, {}), ([], shared)):
-            done = await asyncio.to_thread(probe, address, *words, env=env)
-            assert (done.returncode, done.stderr) == (0, "")
-        done = await asyncio.to_thread(probe, address, "--timeout", "1")
-        assert done.returncode == 1
-        done = await asyncio.to_thread(probe, address, *flags[:2])
-        assert done.returncode == 1
-        assert "cert_file, key_file is missing" in done.stderr
