@@ -1,4 +1,4 @@
-"""The replica's answers, called as an ASGI application without a socket."""
+"""The replica's answers, without a socket."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from libs.modelkit.package import Package
 from libs.modelkit.preprocessing import fit_images, fit_table
 from libs.modelkit.runtime import load
 from libs.modelkit.target import fit_target
-from services.deployment.replica.app import MAX_BODY, Replica
+from services.deployment.replica.app import MAX_BODY, Replica, Request
 
 TOKEN = "secret"
 HEADERS = {"x-lepton-replica-token": TOKEN}
@@ -31,26 +31,22 @@ class Reply:
         return json.loads(self.body)
 
 
-async def call_async(app, method, path, body=b"", headers=HEADERS, chunk=None):
+async def call_async(app, method, path, body=b"", headers=HEADERS):
     body = body if isinstance(body, bytes) else orjson.dumps(body)
-    parts = [body[i : i + chunk] for i in range(0, len(body), chunk)] if chunk else [body]
-    messages = [{"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)]
-    sent = []
-
-    async def receive():
-        return messages.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
-    await app({"type": "http", "method": method, "path": path, "headers": raw}, receive, send)
-    got = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
-    return Reply(sent[0]["status"], got, b"".join(message.get("body", b"") for message in sent[1:]))
+    raw = {key.lower().encode(): value.encode() for key, value in headers.items()}
+    request = Request(method.encode(), path, raw, received=asyncio.get_running_loop().time())
+    reply = app.refuse(request)
+    if reply is None:
+        request.body = body
+        answered = asyncio.get_running_loop().create_future()
+        app.answer(request, answered.set_result)
+        reply = await answered
+    lines = [line.split(": ", 1) for line in reply.headers.decode().split("\r\n") if line]
+    return Reply(reply.status, dict(lines), reply.body)
 
 
-def call(app, method, path, body=b"", headers=HEADERS, chunk=None):
-    return asyncio.run(call_async(app, method, path, body, headers, chunk))
+def call(app, method, path, body=b"", headers=HEADERS):
+    return asyncio.run(call_async(app, method, path, body, headers))
 
 
 def ship(folder, task, preprocessing, target, module, row):
@@ -95,7 +91,7 @@ def tensor(name, data, shape, datatype, **more):
 
 
 def test_predict(app):
-    reply = call(app, "POST", "/predict", {"instances": [{"a": 1, "b": "x"}, {"a": 2.5}]}, chunk=5)
+    reply = call(app, "POST", "/predict", {"instances": [{"a": 1, "b": "x"}, {"a": 2.5}]})
     assert (reply.status, reply.headers["x-lepton-rows"]) == (200, "2")
     for answer in reply.json()["predictions"]:
         assert answer["prediction"] == max(answer["probabilities"], key=answer["probabilities"].get)
@@ -139,7 +135,6 @@ def test_malformed_bodies_are_the_callers_fault(app, body, path):
 
 def test_too_much_is_refused(app):
     assert call(app, "POST", "/predict", {"instances": [{"a": 1}] * 10_001}).status == 413
-    assert call(app, "POST", "/predict", b" " * (MAX_BODY + 1), chunk=1 << 20).status == 413
     assert call(app, "POST", "/predict", b"", headers={**HEADERS, "content-length": str(MAX_BODY + 1)}).status == 413
 
 
