@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import orjson
 import uvloop
 
@@ -37,6 +38,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: {arguments.host}:{arguments.port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 4
+    np.seterr(all="ignore")  # numbers that overflow are refused in words, not warned of
     replica = Replica(runtime, token, arguments.model_name, arguments.model_version)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look at it again

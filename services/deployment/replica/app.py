@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
-from services.deployment.replica.oip import SERVER, Protocol, parse
+from services.deployment.replica.oip import SERVER, Asked, Protocol, parse
 from services.deployment.replica.problems import JSON, OCTETS, PROBLEM, dump, problem, protocol_error
 
 MAX_BODY = 32 << 20
@@ -26,13 +27,14 @@ _log = logging.getLogger("lepton.replica")
 
 @dataclass(slots=True)
 class Request:
-    """One call. `headers` by name in lower case; `received`: when its head was, in the loop's time."""
+    """One call. `headers` by name in lower case; `received`: when its head was, `deadline`: when its caller leaves, in the loop's time."""
 
     method: bytes = b""
     path: str = ""
     headers: dict[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
     received: float = 0.0
+    deadline: float = math.inf
 
 
 class Reply(NamedTuple):
@@ -43,6 +45,7 @@ class Reply(NamedTuple):
     headers: bytes = JSON
 
 
+Write = Callable[[NDArray[np.float64]], Reply]
 Answer = Callable[[Reply], None]
 Handler = Callable[[Request, Answer], Waiting | None]
 
@@ -83,7 +86,7 @@ class Replica:
                 if self.draining:
                     raise Transient("this replica is leaving; ask again, another one answers")
                 self.batcher.require_room()
-                deadline(request)
+                request.deadline = deadline(request)
             require_size(int(request.headers.get(b"content-length", b"0")[:20]))
         except AppError as error:
             return failed(request, error)
@@ -149,10 +152,8 @@ class Replica:
             answer(Reply(200, b'{"predictions":[]}', _counted(0)))
             return None
 
-        def write(answers: NDArray[np.float64]) -> Reply:
-            return Reply(200, dump({"predictions": self._runtime.word(answers)}), _counted(len(answers)))
-
-        return self.batcher.submit(self._runtime.read(instances), _sending(request, answer, write), deadline(request))
+        raw = self._runtime.read(instances)
+        return self.batcher.submit(raw, partial(self._send, request, answer, self._word), request.deadline)
 
     def _infer(self, request: Request, answer: Answer) -> Waiting | None:
         length = request.headers.get(b"inference-header-content-length")
@@ -161,13 +162,25 @@ class Replica:
         asked, raw = self.protocol.read(request.body, int(length[:12]) if length is not None else None)
         require_few(raw.rows)
 
-        def write(answers: NDArray[np.float64]) -> Reply:
-            content, json_length = self.protocol.write(asked, answers)
-            if json_length is None:
-                return Reply(200, content, _counted(len(answers)))
-            return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
+        return self.batcher.submit(raw, partial(self._send, request, answer, partial(self._tensors, asked)), request.deadline)
 
-        return self.batcher.submit(raw, _sending(request, answer, write), deadline(request))
+    def _send(self, request: Request, answer: Answer, write: Write, outcome: Outcome) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            reply = write(outcome)
+        except Exception as error:
+            reply = failed(request, error)
+        answer(reply)
+
+    def _word(self, answers: NDArray[np.float64]) -> Reply:
+        return Reply(200, dump({"predictions": self._runtime.word(answers)}), _counted(len(answers)))
+
+    def _tensors(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+        content, json_length = self.protocol.write(asked, answers)
+        if json_length is None:
+            return Reply(200, content, _counted(len(answers)))
+        return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
 
 
 def failed(request: Request, error: Exception) -> Reply:
@@ -201,19 +214,6 @@ def require_size(size: int) -> None:
 def require_few(rows: int) -> None:
     if rows > MAX_INSTANCES:
         raise Invalid(f"{rows} instances are more than {MAX_INSTANCES} in one request; send them in parts", code="too_large")
-
-
-def _sending(request: Request, answer: Answer, write: Callable[[NDArray[np.float64]], Reply]) -> Callable[[Outcome], None]:
-    def send(outcome: Outcome) -> None:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            reply = write(outcome)
-        except Exception as error:
-            reply = failed(request, error)
-        answer(reply)
-
-    return send
 
 
 def _counted(rows: int, headers: bytes = JSON) -> bytes:

@@ -35,6 +35,7 @@ class Waiting:
     """Rows in the queue. `done` is told their answers, or an error; `deadline` and `since` are in the loop's time."""
 
     raw: Raw
+    rows: int
     done: Callable[[Outcome], None]
     deadline: float
     since: float
@@ -118,11 +119,12 @@ class Batcher:
 
     def submit(self, raw: Raw, done: Callable[[Outcome], None], deadline: float = math.inf) -> Waiting:
         """Queues rows for the next call of the model; `done` is called from the loop, later. Raises `rate_limited`."""
-        self.require_room(raw.rows)
+        rows = raw.rows
+        self.require_room(rows)
         loop = asyncio.get_running_loop()
-        waiting = Waiting(raw, done, deadline, loop.time())
+        waiting = Waiting(raw, rows, done, deadline, loop.time())
         self._waiting[waiting] = None
-        self._rows += raw.rows
+        self._rows += rows
         self._bytes += raw.bytes
         if not self._scheduled and not self._busy:
             self._scheduled = True
@@ -136,7 +138,7 @@ class Batcher:
 
     def _leave(self, waiting: Waiting) -> None:
         del self._waiting[waiting]
-        self._rows -= waiting.raw.rows
+        self._rows -= waiting.rows
         self._bytes -= waiting.raw.bytes
 
     def _flush(self) -> None:
@@ -144,7 +146,7 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        rows = sum(waiting.raw.rows for waiting in batch)
+        rows = sum(waiting.rows for waiting in batch)
         if rows <= self._pace.inline_rows:
             self._settle(batch, *self._compute(batch))
             self._go_on()
@@ -170,7 +172,7 @@ class Batcher:
         batch: list[Waiting] = []
         rows, limit = 0, 0
         for waiting in self._waiting:
-            rows += waiting.raw.rows
+            rows += waiting.rows
             if not batch:
                 limit = self._pace.inline_rows if rows <= self._pace.inline_rows else self._pace.batch_rows
             elif rows > limit:
@@ -211,7 +213,7 @@ class Batcher:
         self._count(batch, isinstance(outcome, Exception), seconds)
         start = 0
         for waiting in batch:
-            stop = start + waiting.raw.rows
+            stop = start + waiting.rows
             waiting.done(outcome if isinstance(outcome, Exception) else outcome[start:stop])
             start = stop
 
@@ -221,7 +223,7 @@ class Batcher:
         if failed:
             counts.failure.add(len(batch), spent)
             return
-        rows = sum(waiting.raw.rows for waiting in batch)
+        rows = sum(waiting.rows for waiting in batch)
         counts.rows += rows
         counts.calls += 1
         counts.last = time.time()

@@ -1,5 +1,6 @@
 """The Open Inference Protocol V2 for one model: its metadata, and tensors to rows and back. Knows no HTTP but one header's number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +24,9 @@ ROWS = "rows"
 _DATATYPES = {"double": "FP64", "integer": "INT64", "boolean": "BOOL", "string": "BYTES", "image": "UINT8"}
 SERVER = {"name": "lepton", "version": "2", "extensions": ["binary_tensor_data", "model_repository", "statistics"]}
 _PLAIN = itemgetter("name", "datatype", "shape", "data")
+_PLAIN_BINARY = itemgetter("name", "datatype", "shape", "parameters")
 _NUMBERS = {int, float}
-_FLOATS = {"FP32": np.float32, "FP64": np.float64}
+_FLOATS: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,10 @@ class Protocol:
         if not isinstance(inputs, list):
             raise bad("inputs", '"inputs" is missing or not a list')
         asked = self._asked(request)
-        if json_length is None and (plain := self._plain(inputs)) is not None:
+        content = memoryview(body)[json_length:] if json_length is not None else None
+        if (plain := self._plain(inputs, content)) is not None:
             return asked, plain
-        binary = BinaryReader(memoryview(body)[json_length:] if json_length is not None else b"")
+        binary = BinaryReader(content or b"")
         tensors = [read_tensor(data, binary) for data in inputs]
         binary.finish()
         return asked, self.rows(tensors)
@@ -164,36 +167,39 @@ class Protocol:
                 raise bad("outputs", f"the model has no output {str(name)[:60]!r}; there are: {', '.join(self._all)}")
         return Asked(id, wanted or self._all, binary)
 
-    def _plain(self, inputs: list[Any]) -> Raw | None:
-        """The common case, all columns, or rows, as plain numbers in JSON, with no Python loop over cells; None where it is any other."""
+    def _plain(self, inputs: list[Any], content: memoryview | None) -> Raw | None:
+        """The common case, every column or ROWS as numbers of one type, with no Python loop over cells; None where it is any other."""
         if not self._numeric or not inputs:
             return None
         try:
-            names, types, shapes, data = zip(*map(_PLAIN, inputs), strict=True)
-            # Nothing but these four keys, one datatype, one shape, all columns in order.
-            if set(map(len, inputs)) != {4} or types.count(types[0]) != len(types) or shapes.count(shapes[0]) != len(shapes):
+            names, types, shapes, data = zip(*map(_PLAIN if content is None else _PLAIN_BINARY, inputs), strict=True)
+            kind, shape = _FLOATS.get(types[0]), shapes[0]
+            # Nothing but these four keys, and the same type and shape for all.
+            if kind is None or set(map(len, inputs)) != {4} or types.count(types[0]) + shapes.count(shape) != 2 * len(inputs):
                 return None
-            shape, kind = shapes[0], _FLOATS.get(types[0])
-            if kind is None or not set(map(type, shape)) <= {int}:
+            if not set(map(type, shape)) <= {int} or min(shape) < 1 or shape[1:] not in self._plain_sides(names):
                 return None
-            if names == self._names and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
-                columns = [shape[0]] * len(names)
-            elif names == (ROWS,) and self._takes_rows and len(shape) == 2 and shape[1] == len(self._names):
-                columns = [shape[0] * shape[1]]
+            cells = math.prod(shape)
+            if content is None:
+                numbers = _from_json(data, cells, kind)
+            elif data.count({"binary_data_size": cells * kind.itemsize}) == len(data) and len(content) == len(data) * cells * kind.itemsize:
+                numbers = np.frombuffer(content, kind)
             else:
                 return None
-            if list(map(len, data)) != columns or not columns[0]:
-                return None
-            cells = data[0] if len(data) == 1 else list(chain.from_iterable(data))
-            if not set(map(type, cells)) <= _NUMBERS:
-                return None
-            numbers = np.array(cells, kind)
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        if kind is np.float32 and not np.isfinite(numbers).all():  # JSON's own numbers are all finite in double
+        if numbers is None:
             return None
         numbers = numbers.astype(np.float64, copy=False)
-        return Raw(numbers.reshape(shape) if names != self._names else numbers.reshape(len(names), -1).T, {})
+        if not math.isfinite(numbers.sum()):  # a sum may be infinite though no number is: the slower way finds out
+            return None
+        return Raw(numbers.reshape(len(inputs), -1).T if names == self._names else numbers.reshape(shape), {})
+
+    def _plain_sides(self, names: tuple[str, ...]) -> tuple[list[int], ...]:
+        """What may follow the number of rows in the shape of each input."""
+        if names == self._names:
+            return [], [1]
+        return ([len(self._names)],) if names == (ROWS,) and self._takes_rows else ()
 
     def _matrix(self, tensor: Tensor) -> Raw:
         array = tensor.array
@@ -277,3 +283,11 @@ def _values(column: NDArray[Any]) -> list[Any]:
 
 def _nanoseconds(spent: Sum) -> dict[str, int]:
     return {"count": spent.count, "ns": int(spent.seconds * 1e9)}
+
+
+def _from_json(data: Sequence[Any], cells: int, kind: np.dtype[Any]) -> NDArray[Any] | None:
+    """Flat lists of so many numbers each, one behind the other; None where they are anything else."""
+    if set(map(type, data)) != {list} or set(map(len, data)) != {cells}:
+        return None
+    flat = data[0] if len(data) == 1 else list(chain.from_iterable(data))
+    return np.array(flat, kind) if set(map(type, flat)) <= _NUMBERS else None

@@ -119,6 +119,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._head_bytes = 0
+        self._headers = 0
         self._in_head = False
         self._lingers = False
         self._ended = False  # the caller has shut its side down
@@ -155,8 +156,6 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
             if self._in_head and self._head_bytes > self._server.limits.head_bytes:
                 raise httptools.HttpParserCallbackError
-        except httptools.HttpParserUpgrade:
-            self._refuse_all(Invalid("the replica speaks HTTP/1.1 and nothing else"))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse_all(cause if isinstance(cause, AppError) else _long_head(self._server.limits))
@@ -187,7 +186,7 @@ class Connection(asyncio.Protocol):
         if len(self._exchanges) >= self._server.limits.pipelined:
             raise Transient("there are too many requests at once on one connection", code="rate_limited", meta={"retry_after": 1})
         self._request = Request()
-        self._in_head, self._head_bytes, self._since = True, 0, self._loop.time()
+        self._in_head, self._headers, self._since = True, 0, self._loop.time()
 
     def on_url(self, url: bytes) -> None:
         assert self._request
@@ -195,10 +194,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._request
-        headers = self._request.headers
-        headers[name.lower()] = value
+        self._request.headers[name.lower()] = value
+        self._headers += 1
         self._size += len(name) + len(value)
-        if len(headers) > self._server.limits.headers or self._size > self._server.limits.head_bytes:
+        if self._headers > self._server.limits.headers or self._size > self._server.limits.head_bytes:
             raise _long_head(self._server.limits)
 
     def on_headers_complete(self) -> None:
@@ -208,6 +207,8 @@ class Connection(asyncio.Protocol):
         request.method, request.received = self._parser.get_method(), self._loop.time()
         if len(request.path) > self._server.limits.head_bytes:
             raise _long_head(self._server.limits)
+        if self._parser.should_upgrade():
+            raise Invalid("the replica speaks HTTP/1.1 and nothing else")
         self._refused = self._application.refuse(request) or self._refuse_crowd(request)
         length = request.headers.get(b"content-length", b"")
         if self._refused and (int(length[:20] or 0) > _SMALL_BODY or b"transfer-encoding" in request.headers):
@@ -235,7 +236,7 @@ class Connection(asyncio.Protocol):
         assert request
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._forget_body()
-        self._request, self._refused = None, None
+        self._request, self._refused, self._head_bytes = None, None, 0
         self._since = self._loop.time()
         exchange = Exchange(request)
         exchange.keep, exchange.head = self._parser.should_keep_alive(), request.method == b"HEAD"
