@@ -17,6 +17,7 @@ from libs.errors import AppError
 from libs.modelkit.package import write_file
 from libs.modelkit.runtime import load
 from services.deployment.replica.app import Replica
+from services.deployment.replica.rpc import InferenceServer
 from services.deployment.replica.server import Server
 
 TOKEN = "LEPTON_REPLICA_TOKEN"
@@ -42,21 +43,27 @@ def main() -> int:
     replica = Replica(runtime, token, arguments.model_name, arguments.model_version)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look at it again
-    uvloop.run(_serve(replica, listening, arguments.ready_file))
+    try:
+        uvloop.run(_serve(replica, listening, arguments.host, arguments.grpc_port, arguments.ready_file))
+    except OSError as error:
+        print(f"error: {arguments.host}:{arguments.grpc_port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 4
     return 0
 
 
-async def _serve(replica: Replica, listening: socket.socket, ready_file: Path | None) -> None:
+async def _serve(replica: Replica, listening: socket.socket, host: str, grpc_port: int, ready_file: Path | None) -> None:
     leaving = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, leaving.set)
     server = Server(replica)
+    calls = InferenceServer(replica)
     await server.start(listening)
+    grpc_port = await calls.start(host, grpc_port)
     if ready_file:
         host, port = listening.getsockname()[:2]
-        write_file(ready_file, orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        write_file(ready_file, orjson.dumps({"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getpid()}))
     await leaving.wait()
-    await server.drain(DRAIN_SECONDS)
+    await asyncio.gather(server.drain(DRAIN_SECONDS), calls.drain(DRAIN_SECONDS))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -75,7 +82,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--package", type=Path, required=True, help="folder with model.json, weights.safetensors, model.onnx")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port; the ready file says which")
-    parser.add_argument("--ready-file", type=Path, help="gets {host, port, pid} as JSON once requests are answered")
+    parser.add_argument("--grpc-port", type=int, default=0, help="likewise")
+    parser.add_argument("--ready-file", type=Path, help="gets {host, port, grpc_port, pid} as JSON once requests are answered")
     parser.add_argument("--model-name", default="model")
     parser.add_argument("--model-version", default="")
     parser.add_argument("--threads", type=int, default=1, help="of one prediction")

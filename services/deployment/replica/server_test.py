@@ -235,7 +235,7 @@ async def test_a_caller_that_reads_no_answer_is_cut_off(runtime):
         await loop.sock_connect(raw, place.address)
         rows = post(json.dumps({"instances": [{"a": 1}] * 10_000}).encode())
         with pytest.raises(ConnectionError):
-            for _ in range(100):
+            for _ in range(5000):  # until all buffers between the two are full, and then some
                 await asyncio.wait_for(loop.sock_sendall(raw, rows), 20)
         raw.close()
         assert await place.lives()
