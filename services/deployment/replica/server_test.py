@@ -228,16 +228,12 @@ async def test_idle_connections_end(runtime):
 
 async def test_a_caller_that_reads_no_answer_is_cut_off(runtime):
     async with serving(runtime, QUICK) as place:
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(raw, place.address)
+        caller = await place.call()
         rows = post(json.dumps({"instances": [{"a": 1}] * 10_000}).encode())
         with pytest.raises(ConnectionError):
             for _ in range(5000):  # until all buffers between the two are full, and then some
-                await asyncio.wait_for(loop.sock_sendall(raw, rows), 20)
-        raw.close()
+                caller.send(rows)
+                await caller.writer.drain()
         assert await place.lives()
 
 
