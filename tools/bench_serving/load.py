@@ -59,12 +59,7 @@ def requests() -> dict[str, Request]:
         "V2 JSON, a row in one tensor": _tensors("mlp", [{**rows, "data": row}]),
         "V2 JSON, a tensor a column": _tensors("mlp", columns),
         "V2 binary, a row in one tensor": _tensors("mlp", [rows], np.array(row, "<f4").tobytes()),
-        "/predict, a record": Request(
-            "mlp",
-            "/predict",
-            json.dumps({"instances": [dict(zip(COLUMNS, row, strict=True))]}).encode(),
-            {"content-type": "application/json"},
-        ),
+        "/predict, a record": Request("mlp", "/predict", record, {"content-type": "application/json"}),
         "V2 JSON, a picture": _tensors("cnn", [{**image, "data": pixels}]),
         "V2 binary, a picture": _tensors("cnn", [image], bytes(pixels)),
     }

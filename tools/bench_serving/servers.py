@@ -107,9 +107,8 @@ def _await_answer(process: "subprocess.Popen[bytes]", request: Request, port: in
     ask = urllib.request.Request(f"http://127.0.0.1:{port}{request.path}", request.body, dict(headers))
     while True:
         try:
-            with urllib.request.urlopen(ask, timeout=5) as answer:
-                json.dumps(answer.status)
-                return
+            urllib.request.urlopen(ask, timeout=5).close()
+            return
         except (OSError, urllib.error.URLError):
             if process.poll() is not None or time.monotonic() > end:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
