@@ -153,7 +153,7 @@ class Replica:
             return None
 
         raw = self._runtime.read(instances)
-        return self.batcher.submit(raw, partial(self._send, request, answer, self._word), request.deadline)
+        return self.batcher.submit(raw, partial(self._send, request, answer, self._word), request.deadline, len(request.body))
 
     def _infer(self, request: Request, answer: Answer) -> Waiting | None:
         length = request.headers.get(b"inference-header-content-length")
@@ -162,7 +162,8 @@ class Replica:
         asked, raw = self.protocol.read(request.body, int(length[:12]) if length is not None else None)
         require_few(raw.rows)
 
-        return self.batcher.submit(raw, partial(self._send, request, answer, partial(self._tensors, asked)), request.deadline)
+        done = partial(self._send, request, answer, partial(self._tensors, asked))
+        return self.batcher.submit(raw, done, request.deadline, len(request.body))
 
     def _send(self, request: Request, answer: Answer, write: Write, outcome: Outcome) -> None:
         try:

@@ -36,6 +36,7 @@ class Waiting:
 
     raw: Raw
     rows: int
+    bytes: int
     done: Callable[[Outcome], None]
     deadline: float
     since: float
@@ -112,20 +113,23 @@ class Batcher:
         if self._waiting and (self._rows + rows > self._max_rows or self._bytes > MAX_WAITING_BYTES):
             seconds = max(1, math.ceil(self._rows * self._pace.row_seconds))
             raise Transient(
-                f"{self._rows} rows wait already, and at most {self._max_rows} may; try again in {seconds} s",
+                f"{self._rows} rows of {self._bytes >> 20} MiB wait already, as many as may; try again in {seconds} s",
                 code="rate_limited",
                 meta={"retry_after": seconds},
             )
 
-    def submit(self, raw: Raw, done: Callable[[Outcome], None], deadline: float = math.inf) -> Waiting:
-        """Queues rows for the next call of the model; `done` is called from the loop, later. Raises `rate_limited`."""
+    def submit(self, raw: Raw, done: Callable[[Outcome], None], deadline: float = math.inf, size: int = 0) -> Waiting:
+        """Queues rows for the next call of the model; `done` is called from the loop, later. Raises `rate_limited`.
+
+        size: of the request that they came in, since texts are larger than arrays say.
+        """
         rows = raw.rows
         self.require_room(rows)
         loop = asyncio.get_running_loop()
-        waiting = Waiting(raw, rows, done, deadline, loop.time())
+        waiting = Waiting(raw, rows, max(size, raw.bytes), done, deadline, loop.time())
         self._waiting[waiting] = None
         self._rows += rows
-        self._bytes += raw.bytes
+        self._bytes += waiting.bytes
         if not self._scheduled and not self._busy:
             self._scheduled = True
             loop.call_soon(self._flush)
@@ -139,7 +143,7 @@ class Batcher:
     def _leave(self, waiting: Waiting) -> None:
         del self._waiting[waiting]
         self._rows -= waiting.rows
-        self._bytes -= waiting.raw.bytes
+        self._bytes -= waiting.bytes
 
     def _flush(self) -> None:
         self._scheduled = False

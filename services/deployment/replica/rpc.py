@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from libs.errors import AppError, NotFound, Transient, Unauthenticated
 from services.deployment.replica.app import MAX_BODY, Replica, require_few
-from services.deployment.replica.batching import Outcome
+from services.deployment.replica.batching import MAX_WAITING_BYTES, Outcome
 from services.deployment.replica.oip import SERVER
 from services.deployment.replica.tensors import Tensor, bad, count_cells, from_bytes, from_values, shaped, to_bytes
 
@@ -59,6 +60,7 @@ class InferenceServer:
 
     def __init__(self, replica: Replica) -> None:
         self._replica, self._protocol = replica, replica.protocol
+        self._held = 0
         options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
             ("grpc.max_send_message_length", -1),
@@ -138,6 +140,22 @@ class InferenceServer:
         self._require_model(request.model_name, request.model_version)
         if self._replica.draining:
             raise Transient("this replica is leaving; ask again, another one answers")
+        size = request.ByteSize()
+        with self._holding(size):
+            return await self._answer(request, context, size)
+
+    @contextmanager
+    def _holding(self, size: int) -> Iterator[None]:
+        """A call keeps its message until it is answered; all of them together are bounded."""
+        if self._held and self._held + size > MAX_WAITING_BYTES:
+            raise Transient("too many large requests are in hand; try again", code="rate_limited")
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
+    async def _answer(self, request: Message, context: Context, size: int) -> Message:
         self._replica.batcher.require_room()
         raw = bool(request.raw_input_contents)
         asked = self._protocol.ask(request.id or None, dict.fromkeys((output.name for output in request.outputs), raw), raw)
@@ -147,7 +165,7 @@ class InferenceServer:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Outcome] = loop.create_future()
         deadline = math.inf if remaining is None else loop.time() + remaining
-        waiting = self._replica.batcher.submit(rows, partial(_settle, answered), deadline)
+        waiting = self._replica.batcher.submit(rows, partial(_settle, answered), deadline, size)
         try:
             outcome = await answered
         finally:

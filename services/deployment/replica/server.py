@@ -249,7 +249,9 @@ class Connection(asyncio.Protocol):
         if refused:
             answer(refused)
         else:
-            exchange.waiting = self._application.answer(request, answer) if exchange.reply is None else None
+            waiting = self._application.answer(request, answer)
+            exchange.waiting = waiting if exchange.reply is None else None
+            request.body = b""  # rows now, and counted as such
 
     # What these do
 
