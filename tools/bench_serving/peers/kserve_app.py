@@ -16,7 +16,7 @@ class Served(Model):
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
         output = self.network(payload.inputs[0].as_numpy())
         answer = InferOutput("y", list(output.shape), "FP32", data=output.flatten().tolist())
-        return InferResponse(payload.id, "m", [answer])
+        return InferResponse(payload.id or "0", "m", [answer])
 
 
 ModelServer(http_port=int(sys.argv[2]), workers=1, enable_grpc=False, access_log_format=None).start([Served()])
