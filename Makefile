@@ -6,9 +6,10 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+BENCH_PEERS ?=
 LOCK_ARGS ?=
 
-.PHONY: help install env images-offline k8s-up k8s-down cluster-up cluster-down lock proto lint format test demo bench up pants docs-check clean
+.PHONY: help install env images-offline k8s-up k8s-down cluster-up cluster-down lock proto lint format test demo bench bench-serving up pants docs-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,9 @@ docs-check: install ## Do the links in the documentation lead somewhere?
 
 bench: install ## Measure what docs/ promises
 	@$(PYTHON) -m tools.bench $(BENCH_ARGS)
+
+bench-serving: install ## A replica against other model servers; needs wrk; BENCH_PEERS=folder of their environments
+	@BENCH_PEERS='$(BENCH_PEERS)' $(PYTHON) -m tools.bench_serving $(BENCH_ARGS)
 
 env: ## Write .env with secrets of your own, for docker compose
 	@tools/env.sh

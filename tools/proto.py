@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,29 +16,31 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "build" / "proto"
 DESCRIPTORS = TARGET / "lepton" / "descriptors.binpb"
+# The inference protocol's, of which a replica makes types for itself (services/deployment/replica/rpc.py).
+INFERENCE = "inference"
 STAMP = ".digest"
 
 
 def sources(folder: Path = SOURCE) -> list[Path]:
-    return sorted(folder.rglob("*.proto"))
+    return sorted(folder.glob("lepton/**/*.proto"))
 
 
 def digest() -> str:
     """Of everything that the types are made from."""
     seen = hashlib.sha256(f"{version('grpcio-tools')} {version('googleapis-common-protos')}".encode())
-    for path in [Path(__file__), *sources()]:
+    for path in [Path(__file__), *sorted(SOURCE.rglob("*.proto"))]:
         seen.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return seen.hexdigest()
 
 
-def protoc(source: Path, *outputs: str) -> None:
-    """Runs it over a folder of protos; raises SystemExit after protoc's own words when a file is wrong."""
+def protoc(source: Path, *outputs: str, files: Sequence[Path] = ()) -> None:
+    """Runs it over a folder of protos, or files in it; raises SystemExit after protoc's own words when a file is wrong."""
     from google.api import annotations_pb2  # here, so that a run with nothing to do takes no time
     from grpc_tools import protoc
 
     googleapis = Path(annotations_pb2.__file__).parents[2]
     includes = [f"-I{source}", f"-I{Path(protoc.__file__).parent / '_proto'}", f"-I{googleapis}"]
-    if protoc.main(["protoc", *includes, *outputs, *map(str, sources(source))]) != 0:
+    if protoc.main(["protoc", *includes, *outputs, *map(str, files or sources(source))]) != 0:
         raise SystemExit("protoc refused the files above")
 
 
@@ -50,6 +53,8 @@ def generate(target: Path) -> None:
     """Fills an empty folder."""
     protoc(SOURCE, f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}")
     describe(SOURCE, target / "lepton" / DESCRIPTORS.name)
+    inference = SOURCE / INFERENCE
+    protoc(inference, f"--descriptor_set_out={target / 'lepton' / INFERENCE}.binpb", files=sorted(inference.glob("*.proto")))
     for folder in [target / "lepton", *(path for path in (target / "lepton").rglob("*") if path.is_dir())]:
         (folder / "__init__.py").touch()
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from libs.modelkit.onnx_session import open_session, run
+from libs.modelkit.onnx_session import bind, open_session
 from libs.modelkit.package import ONNX, write_file
 
 TOLERANCE = 1e-5
@@ -36,9 +36,9 @@ def export(module: nn.Module, rows: NDArray[Any], folder: Path) -> str:
 def _try(module: nn.Module, rows: NDArray[Any], expected: NDArray[Any], folder: Path) -> str:
     try:
         content = to_onnx(module, torch.from_numpy(rows[:1]))
-        session = open_session(content)
+        run = bind(open_session(content))
         # One row by itself too: neither a batch of one nor one of many may be baked into the graph.
-        difference = max(_difference(expected, run(session, rows)), _difference(expected[:1], run(session, rows[:1])))
+        difference = max(_difference(expected, run(rows)), _difference(expected[:1], run(rows[:1])))
     except Exception as error:  # the exporter and the runtime raise what they like, and a model without ONNX is served by torch
         return f"the model cannot be exported: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
     if not difference <= TOLERANCE:

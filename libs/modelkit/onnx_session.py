@@ -1,5 +1,6 @@
 """ONNX Runtime, set for a replica that shares its machine: one thread, no spinning, no memory kept beyond need."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: onnxruntime.InferenceSession, rows: NDArray[Any]) -> NDArray[np.floating]:
+def bind(session: onnxruntime.InferenceSession) -> Callable[[NDArray[Any]], NDArray[np.floating]]:
     """Outputs [N, K] for preprocessed rows; they are brought to the type that the graph takes."""
-    kind = _TYPES[session.get_inputs()[0].type]
-    outputs: NDArray[np.floating] = session.run(None, {"x": rows.astype(kind, copy=False)})[0]
-    return outputs
+    kind, names = _TYPES[session.get_inputs()[0].type], [output.name for output in session.get_outputs()]
+
+    def run(rows: NDArray[Any]) -> NDArray[np.floating]:
+        outputs: NDArray[np.floating] = session.run(names, {"x": rows.astype(kind, copy=False)})[0]
+        return outputs
+
+    return run

@@ -25,6 +25,20 @@ class Raw:
     def rows(self) -> int:
         return len(self.numbers) if self.pixels is None else len(self.pixels)
 
+    @property
+    def bytes(self) -> int:
+        """Of its arrays; texts count as what points at them."""
+        return (
+            self.numbers.nbytes
+            + sum(column.nbytes for column in self.strings.values())
+            + (0 if self.pixels is None else self.pixels.nbytes)
+        )
+
+    def part(self, start: int, stop: int) -> "Raw":
+        """Rows from `start` to before `stop`, not copied."""
+        strings = {name: column[start:stop] for name, column in self.strings.items()}
+        return Raw(self.numbers[start:stop], strings, None if self.pixels is None else self.pixels[start:stop])
+
 
 def from_columns(inputs: Sequence[Mapping[str, Any]], columns: Mapping[str, NDArray[Any]]) -> Raw:
     """Raw from a table's columns, as `tables.read_columns` gives them: float64 with NaN, or objects with None."""

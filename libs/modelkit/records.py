@@ -3,6 +3,7 @@
 The common case, all fields there and of the right type, takes no Python loop over cells.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -58,7 +59,8 @@ class RecordReader:
             numbers = np.array(cells, np.float64).reshape(len(records), -1)
         except (KeyError, TypeError, ValueError, OverflowError, IndexError):
             return None
-        return Raw(numbers, {}) if np.isfinite(numbers).all() else None
+        # A sum may be infinite though no number is: the other way finds out.
+        return Raw(numbers, {}) if math.isfinite(numbers.sum()) else None
 
     def _read_any(self, records: Sequence[Mapping[str, Any]]) -> Raw:
         errors = self._check_names(records)

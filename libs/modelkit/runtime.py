@@ -45,6 +45,10 @@ class Runtime:
         target = self.package.target
         return target.numbers(outputs) if target.classes is None else target.probabilities(outputs)
 
+    def blank(self, rows: int) -> Raw:
+        """Rows that say nothing, for a warm-up."""
+        return self.package.preprocessing.blank(rows)
+
     def word(self, answers: NDArray[np.float64]) -> list[dict[str, Any]]:
         """Answers as records: {"prediction": 1.5}, or {"prediction": "M", "probabilities": {"B": 0.1, "M": 0.9}}."""
         classes, labels = self.package.target.classes, self.labels
@@ -62,7 +66,7 @@ class Runtime:
 
 
 def load(folder: Path | str, threads: int = 1) -> Runtime:
-    """Raises `Invalid` where the folder is no model package. The first answer is as fast as the next: one is made here."""
+    """Raises `Invalid` where the folder is no model package. One answer is made here: what cannot answer is not loaded."""
     package = packages.read(Path(folder))
     if package.onnx is not None:
         runtime = Runtime(package, _by_onnx(package, threads), "onnxruntime")
@@ -74,11 +78,10 @@ def load(folder: Path | str, threads: int = 1) -> Runtime:
 
 
 def _by_onnx(package: Package, threads: int) -> Model:
-    from libs.modelkit.onnx_session import open_session, run  # a torch replica does without
+    from libs.modelkit.onnx_session import bind, open_session  # a torch replica does without
 
     assert package.onnx is not None
-    session = open_session(package.onnx.read_bytes(), threads)
-    return lambda rows: run(session, rows)
+    return bind(open_session(package.onnx.read_bytes(), threads))
 
 
 def _by_torch(package: Package, threads: int) -> Model:

@@ -1,6 +1,7 @@
 """`python -m services.deployment.replica --package DIR --ready-file PATH`: serves one model package until SIGTERM, then drains."""
 
 import argparse
+import asyncio
 import gc
 import os
 import signal
@@ -8,28 +9,19 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import orjson
-import uvicorn
+import uvloop
 
 from libs.errors import AppError
 from libs.modelkit.package import write_file
 from libs.modelkit.runtime import load
 from services.deployment.replica.app import Replica
+from services.deployment.replica.rpc import InferenceServer
+from services.deployment.replica.server import Server
 
 TOKEN = "LEPTON_REPLICA_TOKEN"
 DRAIN_SECONDS = 10
-
-
-class Server(uvicorn.Server):
-    """uvicorn that tells a file where it listens, once it does."""
-
-    ready_file: Path | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.ready_file and self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            write_file(self.ready_file, orjson.dumps({"host": host, "port": port, "pid": os.getpid()}))
 
 
 def main() -> int:
@@ -47,32 +39,31 @@ def main() -> int:
     except OSError as error:
         print(f"error: {arguments.host}:{arguments.port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 4
-    app = Replica(runtime, token, arguments.model_name, arguments.model_version)
+    np.seterr(all="ignore")  # numbers that overflow are refused in words, not warned of
+    replica = Replica(runtime, token, arguments.model_name, arguments.model_version)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look at it again
-    server = Server(_configure(app))
-    server.ready_file = arguments.ready_file
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains and then raises it again: leaving cleanly is no failure
-    server.run([listening])
+    try:
+        uvloop.run(_serve(replica, listening, arguments.host, arguments.grpc_port, arguments.ready_file))
+    except OSError as error:
+        print(f"error: {arguments.host}:{arguments.grpc_port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 4
     return 0
 
 
-def _configure(app: Replica) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        loop="auto",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        log_level="warning",
-        backlog=2048,
-        timeout_keep_alive=75,  # the router keeps its connections
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
+async def _serve(replica: Replica, listening: socket.socket, host: str, grpc_port: int, ready_file: Path | None) -> None:
+    leaving = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, leaving.set)
+    server = Server(replica)
+    calls = InferenceServer(replica)
+    await server.start(listening)
+    grpc_port = await calls.start(host, grpc_port)
+    if ready_file:
+        host, port = listening.getsockname()[:2]
+        write_file(ready_file, orjson.dumps({"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getpid()}))
+    await leaving.wait()
+    await asyncio.gather(server.drain(DRAIN_SECONDS), calls.drain(DRAIN_SECONDS))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -91,7 +82,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--package", type=Path, required=True, help="folder with model.json, weights.safetensors, model.onnx")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port; the ready file says which")
-    parser.add_argument("--ready-file", type=Path, help="gets {host, port, pid} as JSON once requests are answered")
+    parser.add_argument("--grpc-port", type=int, default=0, help="likewise")
+    parser.add_argument("--ready-file", type=Path, help="gets {host, port, grpc_port, pid} as JSON once requests are answered")
     parser.add_argument("--model-name", default="model")
     parser.add_argument("--model-version", default="")
     parser.add_argument("--threads", type=int, default=1, help="of one prediction")

@@ -1,157 +1,230 @@
-"""The replica over HTTP, as a bare ASGI application: who may call, how large a call may be, and which path means what."""
+"""The replica's answers to HTTP requests, without a socket: who may call, which path means what, and errors in each path's own shape."""
 
 import hmac
 import logging
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
-from libs.errors import AppError, Invalid, NotFound, Unauthenticated, Violation
+import numpy as np
+from numpy.typing import NDArray
+
+from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
 from libs.modelkit.runtime import Runtime
-from services.deployment.replica.batching import Batcher
-from services.deployment.replica.oip import SERVER, Protocol, parse
-from services.deployment.replica.problems import JSON, PROBLEM, dump, problem, protocol_error
+from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
+from services.deployment.replica.oip import SERVER, Asked, Protocol, parse
+from services.deployment.replica.problems import JSON, OCTETS, PROBLEM, dump, problem, protocol_error
 
 MAX_BODY = 32 << 20
 MAX_INSTANCES = 10_000
+MAX_DEADLINE_DIGITS = 9
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-Answer = tuple[int, bytes, Headers]
-
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 _log = logging.getLogger("lepton.replica")
 
 
-class Replica:
-    """The ASGI application. `token` is what each request carries in x-lepton-replica-token."""
+@dataclass(slots=True)
+class Request:
+    """One call. `headers` by name in lower case; `received`: when its head was, `deadline`: when its caller leaves, in the loop's time."""
 
-    def __init__(self, runtime: Runtime, token: str, name: str = "model", version: str = "") -> None:
+    method: bytes = b""
+    path: str = ""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytes = b""
+    received: float = 0.0
+    deadline: float = math.inf
+
+
+class Reply(NamedTuple):
+    """`headers` as lines; length and connection are added by who sends it."""
+
+    status: int
+    body: bytes
+    headers: bytes = JSON
+
+
+Write = Callable[[NDArray[np.float64]], Reply]
+Answer = Callable[[Reply], None]
+Handler = Callable[[Request, Answer], Waiting | None]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a path takes. `work`: rows are asked for, so that a queue with no room, or a drain, refuses it."""
+
+    methods: tuple[bytes, ...]
+    handle: Handler
+    work: bool = False
+
+
+class Replica:
+    """`token` is what each request carries in x-lepton-replica-token."""
+
+    def __init__(self, runtime: Runtime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS) -> None:
+        self.batcher = Batcher(runtime, max_rows=max_rows)
+        self.protocol = Protocol(runtime, name, version)
+        self.draining = False
         self._runtime = runtime
         self._token = token.encode()
-        self._batcher = Batcher(runtime)
-        self._protocol = Protocol(runtime, name, version)
+        self._routes = self._make_routes()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        status, body, headers = await self._answer(scope, receive)
-        headers = [*headers, (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    def admits(self, token: bytes) -> bool:
+        return hmac.compare_digest(token, self._token)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        path = scope["path"]
-        speaks_protocol = path == "/v2" or path.startswith("/v2/")
+    def refuse(self, request: Request) -> Reply | None:
+        """What is wrong by the head alone, before any of the body is read; None where nothing is."""
         try:
-            try:
-                headers = dict(scope["headers"])
-                self._admit(headers)
-                return await self._route(scope["method"], path, headers, receive)
-            except AppError:
-                raise
-            except Exception as error:
-                _log.exception("request_failed")
-                raise AppError("the model could not answer; the replica's log says why", code="internal") from error
+            if not self.admits(request.headers.get(b"x-lepton-replica-token", b"")):
+                raise Unauthenticated("x-lepton-replica-token is missing or wrong; a replica is called through its endpoint")
+            route = self._route(request)
+            if request.method not in route.methods:
+                allowed = " or ".join(method.decode() for method in route.methods)
+                raise AppError(f"this path takes {allowed}, not {request.method[:10].decode('latin-1')}", code="method_not_allowed")
+            if route.work:
+                if self.draining:
+                    raise Transient("this replica is leaving; ask again, another one answers")
+                self.batcher.require_room()
+                request.deadline = deadline(request)
+            require_size(int(request.headers.get(b"content-length", b"0")[:20]))
         except AppError as error:
-            status, body = protocol_error(error) if speaks_protocol else problem(error)
-            return status, body, [(b"content-type", JSON if speaks_protocol else PROBLEM)]
+            return failed(request, error)
+        return None
 
-    def _admit(self, headers: dict[bytes, bytes]) -> None:
-        if not hmac.compare_digest(headers.get(b"x-lepton-replica-token", b""), self._token):
-            raise Unauthenticated("x-lepton-replica-token is missing or wrong; a replica is called through its endpoint")
+    def answer(self, request: Request, answer: Answer) -> Waiting | None:
+        """Calls `answer` once, now or later; later it can be withdrawn from the batcher by what is returned."""
+        try:
+            return self._route(request).handle(request, answer)
+        except Exception as error:
+            answer(failed(request, error))
+            return None
 
-    async def _route(self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        if path == "/predict":
-            _require(method, "POST")
-            return await self._predict(await read_body(headers, receive))
-        if match := _MODEL.fullmatch(path):
-            name, version, action = match.groups()
-            self._require_model(name, version)
-            if action == "/infer":
-                _require(method, "POST")
-                return await self._infer(headers, await read_body(headers, receive))
-            _require(method, "GET", "HEAD")
-            return _json({"name": self._protocol.name, "ready": True} if action else self._protocol.metadata())
-        fixed = {
-            "/healthz": {"status": "ok"},
-            "/v2": SERVER,
-            "/v2/health/live": {"live": True},
-            "/v2/health/ready": {"ready": True, "live": True},
+    def withdraw(self, waiting: Waiting) -> None:
+        self.batcher.withdraw(waiting)
+
+    def _route(self, request: Request) -> Route:
+        path = request.path.partition("?")[0]
+        route = self._routes.get(path) or self._routes.get(unquote(path))
+        if route is None:
+            raise NotFound(f"there is nothing at {path[:100]}; there are /predict, /healthz and /v2/models/{self.protocol.name}")
+        return route
+
+    def _make_routes(self) -> Mapping[str, Route]:
+        protocol, look = self.protocol, (b"GET", b"HEAD")
+        routes = {
+            "/predict": Route((b"POST",), self._predict, work=True),
+            "/healthz": Route(look, lambda _, answer: answer(self._health({"status": "ok"}))),
+            "/v2": _fixed(SERVER),
+            "/v2/health/live": _fixed({"live": True}),
+            "/v2/health/ready": Route(look, lambda _, answer: answer(self._health({"ready": not self.draining, "live": True}))),
+            "/v2/repository/index": Route((b"POST",), self._index),
         }
-        if path in fixed:
-            _require(method, "GET", "HEAD")
-            return _json(fixed[path])
-        raise NotFound(f"there is nothing at {path[:100]}; there are /predict, /healthz and /v2/models/{self._protocol.name}")
+        for version in ["", f"/versions/{protocol.version}"] if protocol.version else [""]:
+            model = f"/v2/models/{protocol.name}{version}"
+            routes[model] = _fixed(protocol.metadata())
+            routes[f"{model}/ready"] = Route(
+                look, lambda _, answer: answer(self._health({"name": protocol.name, "ready": not self.draining}))
+            )
+            routes[f"{model}/infer"] = Route((b"POST",), self._infer, work=True)
+            routes[f"{model}/stats"] = Route(look, lambda _, answer: answer(Reply(200, dump(self._statistics()))))
+        for action in ("load", "unload"):
+            routes[f"/v2/repository/models/{protocol.name}/{action}"] = Route((b"POST",), _refuse_repository)
+        return routes
 
-    async def _predict(self, body: bytes) -> Answer:
-        instances = parse(body).get("instances")
+    def _health(self, body: Mapping[str, Any]) -> Reply:
+        return Reply(503 if self.draining else 200, dump(body))
+
+    def _index(self, request: Request, answer: Answer) -> None:
+        only_ready = parse(request.body or b"{}").get("ready") is True
+        answer(Reply(200, dump([] if only_ready and self.draining else self.protocol.index(ready=not self.draining))))
+
+    def _statistics(self) -> dict[str, Any]:
+        return {"model_stats": [self.protocol.statistics(self.batcher.statistics)]}
+
+    def _predict(self, request: Request, answer: Answer) -> Waiting | None:
+        instances = parse(request.body).get("instances")
         if not isinstance(instances, list):
             message = 'it is missing or not a list; send {"instances": [{...}, ...]}'
             raise Invalid.of([Violation("instances", message)], code="invalid_record")
-        _require_few(len(instances))
+        require_few(len(instances))
         if not instances:
-            return _json({"predictions": []}, rows=0)
-        answers = await self._batcher.answer(self._runtime.read(instances))
-        return _json({"predictions": self._runtime.word(answers)}, rows=len(instances))
+            answer(Reply(200, b'{"predictions":[]}', _counted(0)))
+            return None
 
-    async def _infer(self, headers: dict[bytes, bytes], body: bytes) -> Answer:
-        length = headers.get(b"inference-header-content-length")
+        raw = self._runtime.read(instances)
+        return self.batcher.submit(raw, partial(self._send, request, answer, self._word), request.deadline, len(request.body))
+
+    def _infer(self, request: Request, answer: Answer) -> Waiting | None:
+        length = request.headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise Invalid("Inference-Header-Content-Length is not a number", code="invalid_request")
-        request, raw = self._protocol.read(body, int(length[:12]) if length is not None else None)
-        self._protocol.check_outputs(request)
-        _require_few(raw.rows)
-        content, json_length = self._protocol.write(request, await self._batcher.answer(raw))
-        rows = (b"x-lepton-rows", str(raw.rows).encode())
+        asked, raw = self.protocol.read(request.body, int(length[:12]) if length is not None else None)
+        require_few(raw.rows)
+
+        done = partial(self._send, request, answer, partial(self._tensors, asked))
+        return self.batcher.submit(raw, done, request.deadline, len(request.body))
+
+    def _send(self, request: Request, answer: Answer, write: Write, outcome: Outcome) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            reply = write(outcome)
+        except Exception as error:
+            reply = failed(request, error)
+        answer(reply)
+
+    def _word(self, answers: NDArray[np.float64]) -> Reply:
+        return Reply(200, dump({"predictions": self._runtime.word(answers)}), _counted(len(answers)))
+
+    def _tensors(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+        content, json_length = self.protocol.write(asked, answers)
         if json_length is None:
-            return 200, content, [(b"content-type", JSON), rows]
-        parts = (b"inference-header-content-length", str(json_length).encode())
-        return 200, content, [(b"content-type", b"application/octet-stream"), parts, rows]
-
-    def _require_model(self, name: str, version: str | None) -> None:
-        if name != self._protocol.name or (version is not None and version != self._protocol.version):
-            named = f"{name[:100]}" + (f" version {version[:20]}" if version else "")
-            raise NotFound(f"there is no model {named} here; there is {self._protocol.name} {self._protocol.version}".rstrip())
+            return Reply(200, content, _counted(len(answers)))
+        return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The whole body; raises `too_large` as soon as it is known to be, without keeping more."""
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY:
-        raise _too_large()
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise AppError("the caller went away", code="cancelled")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY:
-            raise _too_large()
-        parts.append(part)
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+def failed(request: Request, error: Exception) -> Reply:
+    """What a caller hears of an error; one that is not meant for callers is logged."""
+    if not isinstance(error, AppError):
+        _log.error("request_failed", exc_info=error)
+        error = AppError("the model could not answer; the replica's log says why")
+    speaks_protocol = request.path == "/v2" or request.path.startswith("/v2/")
+    status, body = protocol_error(error) if speaks_protocol else problem(error)
+    headers = JSON if speaks_protocol else PROBLEM
+    if "retry_after" in error.meta:
+        headers += b"retry-after: %d\r\n" % error.meta["retry_after"]
+    return Reply(status, body, headers)
 
 
-def _require(method: str, *allowed: str) -> None:
-    if method not in allowed:
-        raise AppError(f"this path takes {' or '.join(allowed)}, not {method[:10]}", code="method_not_allowed")
+def deadline(request: Request) -> float:
+    """When the caller stops waiting, in the loop's time: x-lepton-deadline-ms after the request's head came."""
+    value = request.headers.get(b"x-lepton-deadline-ms")
+    if value is None:
+        return math.inf
+    if not value.isdigit() or len(value) > MAX_DEADLINE_DIGITS:
+        raise Invalid("x-lepton-deadline-ms is not a whole number of milliseconds", code="invalid_request")
+    return request.received + int(value) / 1000
 
 
-def _require_few(rows: int) -> None:
+def require_size(size: int) -> None:
+    if size > MAX_BODY:
+        raise Invalid(f"the body is larger than {MAX_BODY >> 20} MiB; send fewer instances in one request", code="too_large")
+
+
+def require_few(rows: int) -> None:
     if rows > MAX_INSTANCES:
         raise Invalid(f"{rows} instances are more than {MAX_INSTANCES} in one request; send them in parts", code="too_large")
 
 
-def _too_large() -> Invalid:
-    return Invalid(f"the body is larger than {MAX_BODY >> 20} MiB; send fewer instances in one request", code="too_large")
+def _counted(rows: int, headers: bytes = JSON) -> bytes:
+    return b"%sx-lepton-rows: %d\r\n" % (headers, rows)
 
 
-def _json(value: Any, rows: int | None = None) -> Answer:
-    headers = [(b"content-type", JSON)]
-    if rows is not None:
-        headers.append((b"x-lepton-rows", str(rows).encode()))
-    return 200, dump(value), headers
+def _fixed(body: Mapping[str, Any]) -> Route:
+    reply = Reply(200, dump(body))
+    return Route((b"GET", b"HEAD"), lambda _, answer: answer(reply))
+
+
+def _refuse_repository(request: Request, answer: Answer) -> None:
+    raise AppError("a replica serves the one model that it was started with; change the endpoint instead", code="unimplemented")

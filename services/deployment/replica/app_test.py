@@ -1,23 +1,15 @@
-"""The replica's answers, called as an ASGI application without a socket."""
+"""The replica's answers, without a socket."""
 
 import asyncio
 import json
-from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.modelkit import package as packages
-from libs.modelkit.export import export
-from libs.modelkit.package import Package
-from libs.modelkit.preprocessing import fit_images, fit_table
-from libs.modelkit.runtime import load
-from libs.modelkit.target import fit_target
-from services.deployment.replica.app import MAX_BODY, Replica
+from services.deployment.replica.app import MAX_BODY, Replica, Request
 
 TOKEN = "secret"
 HEADERS = {"x-lepton-replica-token": TOKEN}
@@ -31,42 +23,22 @@ class Reply:
         return json.loads(self.body)
 
 
-async def call_async(app, method, path, body=b"", headers=HEADERS, chunk=None):
+async def call_async(app, method, path, body=b"", headers=HEADERS):
     body = body if isinstance(body, bytes) else orjson.dumps(body)
-    parts = [body[i : i + chunk] for i in range(0, len(body), chunk)] if chunk else [body]
-    messages = [{"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)]
-    sent = []
-
-    async def receive():
-        return messages.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
-    await app({"type": "http", "method": method, "path": path, "headers": raw}, receive, send)
-    got = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
-    return Reply(sent[0]["status"], got, b"".join(message.get("body", b"") for message in sent[1:]))
+    raw = {key.lower().encode(): value.encode() for key, value in headers.items()}
+    request = Request(method.encode(), path, raw, received=asyncio.get_running_loop().time())
+    reply = app.refuse(request)
+    if reply is None:
+        request.body = body
+        answered = asyncio.get_running_loop().create_future()
+        app.answer(request, answered.set_result)
+        reply = await answered
+    lines = [line.split(": ", 1) for line in reply.headers.decode().split("\r\n") if line]
+    return Reply(reply.status, dict(lines), reply.body)
 
 
-def call(app, method, path, body=b"", headers=HEADERS, chunk=None):
-    return asyncio.run(call_async(app, method, path, body, headers, chunk))
-
-
-def ship(folder, task, preprocessing, target, module, row):
-    made = Package(task, "cnn" if preprocessing.kind == "image" else "linear", {}, "float32", preprocessing, target, {}, folder)
-    packages.write(made, {name: tensor.numpy() for name, tensor in module.state_dict().items()})
-    assert export(module, row, folder) == ""
-    return load(folder)
-
-
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory):
-    columns = {"a": np.array([1.0, 2.0, 4.0]), "b": np.array(["x", "y", None], object)}
-    target = fit_target("y", "string", np.array(["no", "yes", "no"], object), classify=True)
-    fitted = fit_table(columns, {"a": "double", "b": "string"})
-    torch.manual_seed(0)
-    return ship(tmp_path_factory.mktemp("p"), "classification", fitted, target, torch.nn.Linear(4, 2), np.ones((3, 4), np.float32))
+def call(app, method, path, body=b"", headers=HEADERS):
+    return asyncio.run(call_async(app, method, path, body, headers))
 
 
 @pytest.fixture
@@ -74,28 +46,12 @@ def app(runtime):
     return Replica(runtime, TOKEN, "m", "3")
 
 
-@pytest.fixture
-def numbers(tmp_path: Path):
-    columns = {"a": np.array([1.0, 2.0, 4.0]), "b": np.array([1.0, 0.0, 3.0])}
-    target = fit_target("y", "double", np.array([10.0, 20.0, 30.0]), classify=False)
-    fitted = fit_table(columns, {"a": "double", "b": "integer"})
-    return Replica(ship(tmp_path, "regression", fitted, target, torch.nn.Linear(2, 1), np.ones((3, 2), np.float32)), TOKEN, "m")
-
-
-@pytest.fixture
-def pictures(tmp_path: Path):
-    fitted = fit_images("image", np.random.default_rng(0).integers(0, 255, (4, 4, 4, 1), np.uint8))
-    target = fit_target("label", "string", np.array(["a", "b"], object), classify=True)
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
-    return Replica(ship(tmp_path, "image_classification", fitted, target, module, np.ones((2, 1, 4, 4), np.float32)), TOKEN, "m")
-
-
 def tensor(name, data, shape, datatype, **more):
     return {"name": name, "shape": shape, "datatype": datatype, "data": data, **more}
 
 
 def test_predict(app):
-    reply = call(app, "POST", "/predict", {"instances": [{"a": 1, "b": "x"}, {"a": 2.5}]}, chunk=5)
+    reply = call(app, "POST", "/predict", {"instances": [{"a": 1, "b": "x"}, {"a": 2.5}]})
     assert (reply.status, reply.headers["x-lepton-rows"]) == (200, "2")
     for answer in reply.json()["predictions"]:
         assert answer["prediction"] == max(answer["probabilities"], key=answer["probabilities"].get)
@@ -139,7 +95,6 @@ def test_malformed_bodies_are_the_callers_fault(app, body, path):
 
 def test_too_much_is_refused(app):
     assert call(app, "POST", "/predict", {"instances": [{"a": 1}] * 10_001}).status == 413
-    assert call(app, "POST", "/predict", b" " * (MAX_BODY + 1), chunk=1 << 20).status == 413
     assert call(app, "POST", "/predict", b"", headers={**HEADERS, "content-length": str(MAX_BODY + 1)}).status == 413
 
 
@@ -206,8 +161,9 @@ def test_infer_says_the_same_as_predict(app):
 
 
 def test_unversioned_models_and_the_outputs_filter(numbers):
+    app = Replica(numbers, TOKEN, "m")
     request = {"inputs": [tensor("a", [1], [1], "FP32"), tensor("b", [2], [1, 1], "INT64")], "outputs": [{"name": "prediction"}]}
-    answer = call(numbers, "POST", "/v2/models/m/infer", request).json()
+    answer = call(app, "POST", "/v2/models/m/infer", request).json()
     assert "model_version" not in answer
     assert [output["name"] for output in answer["outputs"]] == ["prediction"]
     assert answer["outputs"][0]["datatype"] == "FP64"
@@ -260,19 +216,21 @@ def test_wrong_tensors_are_said_in_words(app, change, words):
 
 
 def test_nan_in_a_tensor_is_refused(numbers):
+    app = Replica(numbers, TOKEN, "m")
     inputs = [{"name": n, "shape": [1], "datatype": "FP64", "parameters": {"binary_data_size": 8}} for n in ("a", "b")]
     head = orjson.dumps({"inputs": inputs})
     headers = {**HEADERS, "Inference-Header-Content-Length": str(len(head))}
-    assert call(numbers, "POST", "/v2/models/m/infer", head + np.array([1, np.nan]).tobytes(), headers).status == 400
+    assert call(app, "POST", "/v2/models/m/infer", head + np.array([1, np.nan]).tobytes(), headers).status == 400
 
 
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
 @pytest.mark.parametrize("shape", [[2, 4, 4], [2, 4, 4, 1]])
 def test_pictures_as_tensors(pictures, datatype, shape):
+    app = Replica(pictures, TOKEN, "m")
     data = list(range(32))
-    answer = call(pictures, "POST", "/v2/models/m/infer", {"inputs": [tensor("image", data, shape, datatype)]}).json()
+    answer = call(app, "POST", "/v2/models/m/infer", {"inputs": [tensor("image", data, shape, datatype)]}).json()
     rows = np.arange(32).reshape(2, 4, 4).tolist()
-    expected = call(pictures, "POST", "/predict", {"instances": [{"image": row} for row in rows]}).json()["predictions"]
+    expected = call(app, "POST", "/predict", {"instances": [{"image": row} for row in rows]}).json()["predictions"]
     assert answer["outputs"][0]["data"] == [item["prediction"] for item in expected]
 
 

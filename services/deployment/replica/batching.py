@@ -1,58 +1,168 @@
-"""Requests that arrive within one turn of the event loop are answered by one call of the model. No timer, no queue between processes."""
+"""Requests that arrive within one turn of the event loop are answered by one call of the model. No timer, no queue between processes.
+
+What waits is bounded, may be taken back, and is dropped once nobody waits for its answer any more.
+"""
 
 import asyncio
+import math
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from libs.errors import Transient
 from libs.modelkit.raw import Raw, concatenate
 from libs.modelkit.runtime import Runtime
 
-# A batch whose work may take longer than about 2 ms goes to a thread, so that health checks are still answered.
-_BIG_CELLS = 50_000
-_MAX_ROWS = 4096
+MAX_WAITING_ROWS = 20_000
+MAX_WAITING_BYTES = 256 << 20
+# What takes longer goes to a thread, so that health checks and refusals are still answered.
+_INLINE_SECONDS = 0.002
+# Warm-up tries batches of 1, 2, 4 … rows until one takes so long: a batch is never larger than the last of them.
+_LONGEST_SECONDS = 0.010
+_LARGEST_BATCH = 1024
+# How often rows whose time is over are looked for while the model is busy in its thread.
+_SWEEP_SECONDS = 0.01
 
-Waiting = tuple[Raw, "asyncio.Future[NDArray[np.float64]]"]
+Outcome = NDArray[np.float64] | Exception
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """Rows in the queue. `done` is told their answers, or an error; `deadline` and `since` are in the loop's time."""
+
+    raw: Raw
+    rows: int
+    bytes: int
+    done: Callable[[Outcome], None]
+    deadline: float
+    since: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the model is: rows that a call answers inline, rows that a call takes at most, and seconds a row takes in such a call."""
+
+    inline_rows: int
+    batch_rows: int
+    row_seconds: float
+
+
+@dataclass
+class Sum:
+    """How often, and for how long in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        self.count += count
+        self.seconds += seconds
+
+
+@dataclass
+class Statistics:
+    """Since the process began. `rows` answered, in `calls` of the model; `sizes`: calls by their number of rows, to powers of two."""
+
+    rows: int = 0
+    calls: int = 0
+    last: float = 0.0
+    success: Sum = field(default_factory=Sum)
+    failure: Sum = field(default_factory=Sum)
+    queue: Sum = field(default_factory=Sum)
+    compute: Sum = field(default_factory=Sum)
+    sizes: dict[int, Sum] = field(default_factory=dict)
+
+
+def warm_up(runtime: Runtime) -> Pace:
+    """Runs each size of a batch, so that no request is the first of its kind, and takes the time of it."""
+    inline, size, seconds = 0, 1, 0.0
+    while True:
+        blank = runtime.blank(size)
+        runtime.answer(blank)
+        begun = time.perf_counter()
+        runtime.answer(blank)
+        seconds = time.perf_counter() - begun
+        if seconds <= _INLINE_SECONDS:
+            inline = size
+        if seconds > _LONGEST_SECONDS or size >= _LARGEST_BATCH:
+            return Pace(inline, size, seconds / size)
+        size *= 2
 
 
 class Batcher:
-    """Call `answer` from the event loop's thread only."""
+    """Call it from the event loop's thread only."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, pace: Pace | None = None, max_rows: int = MAX_WAITING_ROWS) -> None:
+        self.statistics = Statistics()
         self._runtime = runtime
-        self._waiting: list[Waiting] = []
+        self._pace = pace or warm_up(runtime)
+        self._max_rows = max_rows
+        self._waiting: dict[Waiting, None] = {}
+        self._rows = 0
+        self._bytes = 0
         self._thread = ThreadPoolExecutor(1, "model")
         self._busy = False
         self._scheduled = False
-        self._cells_per_row = _cost(runtime)
 
-    async def answer(self, raw: Raw) -> NDArray[np.float64]:
-        """Numbers [N] or probabilities [N, K] for these rows."""
+    def require_room(self, rows: int = 1) -> None:
+        """Raises `rate_limited` where so many rows more would wait too long. What is alone is always let in."""
+        if self._waiting and (self._rows + rows > self._max_rows or self._bytes > MAX_WAITING_BYTES):
+            seconds = max(1, math.ceil(self._rows * self._pace.row_seconds))
+            raise Transient(
+                f"{self._rows} rows of {self._bytes >> 20} MiB wait already, as many as may; try again in {seconds} s",
+                code="rate_limited",
+                meta={"retry_after": seconds},
+            )
+
+    def submit(self, raw: Raw, done: Callable[[Outcome], None], deadline: float = math.inf, size: int = 0) -> Waiting:
+        """Queues rows for the next call of the model; `done` is called from the loop, later. Raises `rate_limited`.
+
+        size: of the request that they came in, since texts are larger than arrays say.
+        """
+        rows = raw.rows
+        self.require_room(rows)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[NDArray[np.float64]] = loop.create_future()
-        self._waiting.append((raw, future))
+        waiting = Waiting(raw, rows, max(size, raw.bytes), done, deadline, loop.time())
+        self._waiting[waiting] = None
+        self._rows += rows
+        self._bytes += waiting.bytes
         if not self._scheduled and not self._busy:
             self._scheduled = True
             loop.call_soon(self._flush)
-        return await future
+        return waiting
+
+    def withdraw(self, waiting: Waiting) -> None:
+        """Takes rows back that nobody wants answered any more; `done` is not called where they still waited."""
+        if waiting in self._waiting:
+            self._leave(waiting)
+
+    def _leave(self, waiting: Waiting) -> None:
+        del self._waiting[waiting]
+        self._rows -= waiting.rows
+        self._bytes -= waiting.bytes
 
     def _flush(self) -> None:
         self._scheduled = False
         batch = self._take()
-        raw = sum(part.rows for part, _ in batch)
-        if raw * self._cells_per_row <= _BIG_CELLS:
-            _settle(batch, self._compute(batch))
+        if not batch:
+            return
+        rows = sum(waiting.rows for waiting in batch)
+        if rows <= self._pace.inline_rows:
+            self._settle(batch, *self._compute(batch))
             self._go_on()
             return
         self._busy = True
-        job = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
-        job.add_done_callback(lambda done: self._finish(batch, done.result()))
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._thread, self._compute, batch).add_done_callback(lambda job: self._finish(batch, *job.result()))
+        loop.call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _finish(self, batch: list[Waiting], outcome: "Outcome") -> None:
+    def _finish(self, batch: list[Waiting], outcome: Outcome, seconds: float) -> None:
         self._busy = False
-        _settle(batch, outcome)
+        self._settle(batch, outcome, seconds)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -61,35 +171,67 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _take(self) -> list[Waiting]:
-        """What waits, up to a bound of rows, but at least one request."""
-        sums = list(accumulate(part.rows for part, _ in self._waiting))
-        count = max(1, next((i for i, rows in enumerate(sums) if rows > _MAX_ROWS), len(sums)))
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        """What waits, up to what one call takes, but at least one request."""
+        self._drop_late()
+        batch: list[Waiting] = []
+        rows, limit = 0, 0
+        for waiting in self._waiting:
+            rows += waiting.rows
+            if not batch:
+                limit = self._pace.inline_rows if rows <= self._pace.inline_rows else self._pace.batch_rows
+            elif rows > limit:
+                break
+            batch.append(waiting)
+        for waiting in batch:
+            self._leave(waiting)
         return batch
 
-    def _compute(self, batch: list[Waiting]) -> "Outcome":
+    def _drop_late(self) -> None:
+        now = asyncio.get_running_loop().time()
+        late = [waiting for waiting in self._waiting if waiting.deadline <= now]
+        for waiting in late:
+            self._leave(waiting)
+            self.statistics.failure.add(1, now - waiting.since)
+            waiting.done(Transient("the caller's time was over before the model got to it", code="deadline_exceeded"))
+
+    def _sweep(self) -> None:
+        """What waits for a busy model hears at once that its time is over."""
+        if self._busy:
+            self._drop_late()
+            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _compute(self, batch: list[Waiting]) -> tuple[Outcome, float]:
+        """Answers, or what went wrong, and the seconds it took."""
+        begun = time.perf_counter()
         try:
-            return self._runtime.answer(concatenate([raw for raw, _ in batch]))
-        except Exception as error:  # goes to each of the requests; the next batch is not to blame
-            return error
-
-
-Outcome = NDArray[np.float64] | Exception
-
-
-def _settle(batch: list[Waiting], outcome: Outcome) -> None:
-    start = 0
-    for raw, future in batch:
-        stop = start + raw.rows
-        if not future.done():  # the client may have gone
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
+            raw, most = concatenate([waiting.raw for waiting in batch]), self._pace.batch_rows
+            if raw.rows <= most:
+                outcome: Outcome = self._runtime.answer(raw)
             else:
-                future.set_result(outcome[start:stop])
-        start = stop
+                outcome = np.concatenate([self._runtime.answer(raw.part(at, at + most)) for at in range(0, raw.rows, most)])
+        except Exception as error:  # goes to each of the requests; the next batch is not to blame
+            outcome = error
+        return outcome, time.perf_counter() - begun
 
+    def _settle(self, batch: list[Waiting], outcome: Outcome, seconds: float) -> None:
+        self._count(batch, isinstance(outcome, Exception), seconds)
+        start = 0
+        for waiting in batch:
+            stop = start + waiting.rows
+            waiting.done(outcome if isinstance(outcome, Exception) else outcome[start:stop])
+            start = stop
 
-def _cost(runtime: Runtime) -> int:
-    """Roughly what one row costs, in cells of a table's row through a small network."""
-    cells = int(np.prod(runtime.package.preprocessing.shape))
-    return cells if runtime.package.architecture in ("linear", "mlp") else cells * 50
+    def _count(self, batch: list[Waiting], failed: bool, seconds: float) -> None:
+        counts, now = self.statistics, asyncio.get_running_loop().time()
+        spent = sum(now - waiting.since for waiting in batch)
+        if failed:
+            counts.failure.add(len(batch), spent)
+            return
+        rows = sum(waiting.rows for waiting in batch)
+        counts.rows += rows
+        counts.calls += 1
+        counts.last = time.time()
+        counts.success.add(len(batch), spent)
+        counts.queue.add(len(batch), max(0.0, spent - seconds * len(batch)))
+        counts.compute.add(len(batch), seconds * len(batch))
+        counts.sizes.setdefault(1 << (rows - 1).bit_length(), Sum()).add(1, seconds)

@@ -6,8 +6,10 @@ import orjson
 
 from libs.errors import CATALOGUE, AppError
 
-PROBLEM = b"application/problem+json"
-JSON = b"application/json"
+# Headers as they stand on the wire.
+PROBLEM = b"content-type: application/problem+json\r\n"
+JSON = b"content-type: application/json\r\n"
+OCTETS = b"content-type: application/octet-stream\r\n"
 
 
 def problem(error: AppError) -> tuple[int, bytes]:

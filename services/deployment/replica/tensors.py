@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol V2 and their bytes: JSON data nested or flat, and the binary extension. Knows no model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,21 @@ def read_tensor(data: Any, binary: "BinaryReader") -> Tensor:
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise bad("inputs", 'each input is an object with "name", "shape", "datatype" and "data"')
     name, datatype, shape = data["name"], data.get("datatype"), data.get("shape")
+    cells = count_cells(name, datatype, shape)
+    assert isinstance(datatype, str) and isinstance(shape, list)
+    parameters = data.get("parameters") or {}
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is not None:
+        flat = from_bytes(binary.take(size, name), datatype, cells, name)
+    elif "data" in data:
+        flat = from_values(data["data"], datatype, name)
+    else:
+        raise bad(name, "there is neither data nor parameters.binary_data_size")
+    return shaped(name, datatype, shape, flat)
+
+
+def count_cells(name: str, datatype: Any, shape: Any) -> int:
+    """How many elements the tensor has; raises `Invalid` for a datatype or shape that there is not."""
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in TYPES):
         raise bad(name, f"datatype {str(datatype)[:40]!r} is not among {', '.join([*TYPES, 'BYTES'])}")
     if not isinstance(shape, list) or not shape or not all(type(side) is int and side >= 0 for side in shape):
@@ -51,14 +67,11 @@ def read_tensor(data: Any, binary: "BinaryReader") -> Tensor:
         # A side of 0 hides what stands beside it, and NumPy takes no more than 32 sides everywhere.
         if max(cells, side) > _MAX_CELLS or len(shape) > _MAX_SIDES:
             raise bad(name, f"shape {shape[:8]} has too many elements")
-    parameters = data.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    if size is not None:
-        flat = _from_bytes(binary.take(size, name), datatype, cells, name)
-    elif "data" in data:
-        flat = _from_json(data["data"], datatype, name)
-    else:
-        raise bad(name, "there is neither data nor parameters.binary_data_size")
+    return cells
+
+
+def shaped(name: str, datatype: str, shape: list[int], flat: NDArray[Any]) -> Tensor:
+    cells = math.prod(shape)
     if flat.size != cells:
         raise bad(name, f"shape {shape} asks for {cells} elements, and data has {flat.size}")
     return Tensor(name, datatype, flat.reshape(shape))
@@ -84,7 +97,8 @@ class BinaryReader:
             raise bad("inputs", f"{len(self._content) - self._at} bytes follow that no input's binary_data_size claims")
 
 
-def _from_bytes(content: bytes, datatype: str, cells: int, name: str) -> NDArray[Any]:
+def from_bytes(content: bytes, datatype: str, cells: int, name: str) -> NDArray[Any]:
+    """Flat, from little-endian bytes."""
     if datatype == "BYTES":
         return _strings(_split(content, cells, name), name)
     kind = np.dtype(TYPES[datatype]).newbyteorder("<")
@@ -106,11 +120,17 @@ def _split(content: bytes, cells: int, name: str) -> list[bytes]:
     return found
 
 
-def _from_json(data: Any, datatype: str, name: str) -> NDArray[Any]:
+def from_values(data: Any, datatype: str, name: str) -> NDArray[Any]:
+    """Flat, from a list that is nested or not; raises `Invalid` for values that the datatype does not have."""
     if datatype == "BYTES":
         flat: list[Any] = []
         _flatten(data, flat)
         return _strings(flat, name)
+    if datatype == "UINT8" and type(data) is list and data and type(data[0]) is int:
+        try:
+            return np.frombuffer(bytes(data), np.uint8)  # pixels, flat: ten times as fast
+        except (ValueError, TypeError):
+            pass  # the slower way says why, or finds them nested
     try:
         array = np.asarray(data)
         if array.size == 0:
@@ -158,13 +178,17 @@ def to_json(tensor: Tensor) -> dict[str, Any]:
 
 def to_binary(tensor: Tensor) -> tuple[dict[str, Any], bytes]:
     """An output with its data as bytes that follow the JSON."""
-    if tensor.datatype == "BYTES":
-        encoded = [item.encode() for item in tensor.array.reshape(-1)]
-        content = b"".join(len(item).to_bytes(4, "little") + item for item in encoded)
-    else:
-        content = np.ascontiguousarray(tensor.array, np.dtype(TYPES[tensor.datatype]).newbyteorder("<")).tobytes()
+    content = to_bytes(tensor)
     head = {"name": tensor.name, "shape": list(tensor.array.shape), "datatype": tensor.datatype}
     return {**head, "parameters": {"binary_data_size": len(content)}}, content
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Little-endian, row by row; a text begins with its length in 4 bytes."""
+    if tensor.datatype == "BYTES":
+        encoded = [item.encode() for item in tensor.array.reshape(-1)]
+        return b"".join(len(item).to_bytes(4, "little") + item for item in encoded)
+    return np.ascontiguousarray(tensor.array, np.dtype(TYPES[tensor.datatype]).newbyteorder("<")).tobytes()
 
 
 def bad(field: str, message: str) -> Invalid:
