@@ -18,6 +18,7 @@ HEAD = """# Figures of serving
 Measured by `make bench-serving BENCH_ARGS=--write`: each server a process on one core, `wrk` with 32 connections on another, one row a
 request; the best of {tries} loads of {seconds:g} s. CPU is the server's own time an answer, over all of its processes: on a machine that
 others use too it says more than the rate. Ratios are taken within one run; a peer's is against our replica's figure for the first request.
+The machine's load average was {load:.0f} when it began.
 
 | server | request | answers/s | p50 ms | p99 ms | CPU µs | rate | CPU |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -33,6 +34,7 @@ def main() -> None:
     if len(cores) < 2:
         raise SystemExit("error: two cores are needed, one for the server and one for the load")
     peers = Path(os.environ.get("BENCH_PEERS") or ROOT / "build" / "peers").resolve()
+    load = os.getloadavg()[0]
     lines: list[str] = []
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lepton-bench-") as name:
@@ -54,7 +56,9 @@ def main() -> None:
                 print(left_out[-1], flush=True)
     if options.write:
         words = "".join(f"\nNot measured: {line}." for line in left_out)
-        RESULTS.write_text(HEAD.format(tries=options.tries, seconds=options.seconds) + "\n".join(lines) + "\n" + words + "\n" * bool(words))
+        RESULTS.write_text(
+            HEAD.format(tries=options.tries, seconds=options.seconds, load=load) + "\n".join(lines) + "\n" + words + "\n" * bool(words)
+        )
 
 
 def _measure(server: Server, kind: str, folder: Path, cores: list[int], peers: Path, options: argparse.Namespace) -> Result:

@@ -31,7 +31,7 @@ class Server:
 
 SERVERS = (
     Server("Lepton replica", ""),
-    Server("bare ASGI + ONNX Runtime (ceiling)", "asgi_onnx.py"),
+    Server("bare ASGI + ONNX Runtime, no checks", "asgi_onnx.py"),
     Server("FastAPI + torch", "fastapi_torch.py"),
     Server("LitServe", "litserve_app.py", "litserve"),
     Server("MLServer", "mlserver_app.py", "mlserver"),

@@ -1,4 +1,4 @@
-"""The ceiling: as little as an ASGI server with ONNX Runtime can do, without one check. `asgi_onnx.py PACKAGE PORT`."""
+"""The least that one can do: an ASGI server with ONNX Runtime, one call a request, without one check. `asgi_onnx.py PACKAGE PORT`."""
 
 import sys
 from collections.abc import Awaitable, Callable
