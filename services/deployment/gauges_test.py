@@ -22,7 +22,7 @@ async def test_endpoints_by_state_without_the_deleted() -> None:
             sampler = endpoint_gauges(database)
             await sampler.start()
             await sampler.look()
-            assert read("lepton_endpoints") == {("starting",): 1, ("ready",): 1, ("failed",): 0, ("stopped",): 0}
+            assert read("lepton_endpoints") == {("starting",): 1, ("ready",): 1, ("failed",): 0, ("stopped",): 0, ("sleeping",): 0}
             assert read("lepton_replicas") == {("starting",): 0, ("ready",): 0, ("draining",): 0}
             await sampler.stop()
             assert read("lepton_endpoints") == {}

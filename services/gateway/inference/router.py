@@ -159,6 +159,8 @@ class Router:
             if reply.status in (401, 403):
                 # Not the caller's key is wrong, but what we believe of the replica.
                 raise Unanswered("the replica does not know its token")
+            if reply.status == 503 and reply.headers.get(b"connection") == b"close":
+                raise Unanswered("the replica is leaving")
             watch.end(failed=reply.status >= 500)
             return reply
         except BrokenOff as error:

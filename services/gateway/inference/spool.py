@@ -18,7 +18,7 @@ import structlog
 from libs.errors import AppError, Transient
 from libs.lifecycle import Loop
 
-SEAL_SECONDS = 1.0
+SEAL_SECONDS = 0.25
 # A segment that grows faster is closed before its time, so that reading it is never much.
 _SEGMENT_BYTES = 8 << 20
 _OPEN, _SEALED = ".open", ".sealed"
