@@ -26,7 +26,7 @@ from libs.modelkit.target import fit_target
 from libs.rpc import Client, acting_for
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
-from services.deployment import repository
+from services.deployment import repository, smoke
 from services.deployment.conftest import Accounts, Compute, Training, World, running, serving, ship
 from services.deployment.runner import is_healthy
 from services.deployment.settings import Settings
@@ -90,6 +90,23 @@ async def test_the_first_answer_comes_soon_and_a_killed_replica_is_replaced(depl
     assert second.id != first.id and second.token != first.token
     assert await answers(second)
     assert not await answers(first)
+
+
+async def test_what_listens_and_cannot_answer_a_prediction_is_not_ready() -> None:
+    async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        status = next(statuses)
+        writer.write(f"HTTP/1.1 {status} -\r\n\r\n".encode() if status else b"")
+        writer.close()
+
+    statuses = iter([200, 422, 500, 0])
+    server = await asyncio.start_server(fail, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        whys = [await smoke.why_not("127.0.0.1", port, "token", {"a": 0.0}, 5) for _ in range(4)]
+    assert whys[:3] == ["", "", "it answered its first prediction with 500"]
+    assert whys[3]
+    assert "broke off" in await smoke.why_not("127.0.0.1", port, "token", {"a": 0.0}, 5)
 
 
 async def test_a_replica_that_cannot_start_says_why(world: World, deployment: Client, eventually: Eventually) -> None:
