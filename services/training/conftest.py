@@ -78,6 +78,7 @@ class FakeCompute(ComputeServiceServicer):
     def __init__(self) -> None:
         self.allocations: dict[str, allocation_pb2.Allocation] = {}
         self.room = 4
+        self.asked: list[str] = []
         self.renewals = 0
         self.error: AppError | None = None
 
@@ -87,6 +88,7 @@ class FakeCompute(ComputeServiceServicer):
     async def CreateAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         if self.error:
             raise self.error
+        self.asked.append(request.holder)
         for allocation in self.allocations.values():
             if allocation.holder == request.holder and allocation.state in (1, 2):
                 break

@@ -1,6 +1,7 @@
 """What this service does about others' facts."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
@@ -15,19 +16,19 @@ from services.training.handlers import jobs, models
 _HOLDER = "training-jobs/"
 
 
-def consumers(wake: Callable[[], Any]) -> Mapping[type[Message], Handler]:
-    """`wake` makes the reconciler look."""
+def consumers(wake: Callable[[str], Any]) -> Mapping[type[Message], Handler]:
+    """`wake` makes the reconciler look, at the job of that id in any case."""
 
     async def on_allocation_granted(unit: Unit, event: AllocationGranted) -> None:
         # The reconciler asks compute itself: what an event of the past says may be over.
         if event.allocation.holder.startswith(_HOLDER):
-            unit.after_commit(wake)
+            unit.after_commit(partial(wake, _job_of(event.allocation.holder)))
 
     async def on_allocation_ended(unit: Unit, event: AllocationEnded) -> None:
         allocation = event.allocation
         if allocation.holder.startswith(_HOLDER) and allocation.state == allocation_pb2.ALLOCATION_STATE_EXPIRED:
             await jobs.on_allocation_lost(unit, workspace=allocation.workspace, allocation_id=allocation.id)
-            unit.after_commit(wake)
+            unit.after_commit(partial(wake, _job_of(allocation.holder)))
 
     async def on_endpoint_created(unit: Unit, event: EndpointCreated) -> None:
         endpoint = event.endpoint
@@ -52,3 +53,8 @@ def consumers(wake: Callable[[], Any]) -> Mapping[type[Message], Handler]:
         (EndpointRolledBack, on_endpoint_rolled_back),
         (EndpointDeleted, on_endpoint_deleted),
     )
+
+
+def _job_of(holder: str) -> str:
+    """training-jobs/<id>/attempts/<number>"""
+    return holder.split("/")[1]

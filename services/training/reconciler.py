@@ -31,6 +31,8 @@ log = structlog.get_logger()
 AT_ONCE = 8
 # Between two looks at one thing that has not changed.
 ASK_AGAIN_SECONDS = 2.0
+# Of an allocation that waits an event says when it is granted: asking is for an event that was lost.
+ASK_WAITING_SECONDS = 15.0
 HINT_AGAIN_SECONDS = 2.0
 STALE_RESERVATION_SECONDS = 120.0
 SWEEP_SECONDS = 3600.0
@@ -44,7 +46,7 @@ class Reconciler:
     def __init__(self, database: Database, peers: Peers, hint: Hint, settings: Settings) -> None:
         self._database, self._peers, self._hint, self._settings = database, peers, hint, settings
         self._loop = Loop("training-reconciler", self.step, interval=settings.reconcile_seconds)
-        self._looked: dict[tuple[str, Step], float] = {}
+        self._looked: dict[tuple[str, Step, int], float] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def start(self) -> None:
@@ -53,9 +55,9 @@ class Reconciler:
     async def stop(self) -> None:
         await self._loop.stop()
 
-    def wake(self) -> None:
-        """Looks at every job now."""
-        self._looked = {key: at for key, at in self._looked.items() if key[1] is not Step.ASK}
+    def wake(self, job_id: str = "") -> None:
+        """Looks now; what compute has queued is asked about before its turn where the job is named."""
+        self._looked = {key: at for key, at in self._looked.items() if key[:2] != (job_id, Step.ASK)}
         self._loop.wake()
 
     async def step(self) -> None:
@@ -67,13 +69,14 @@ class Reconciler:
         await asyncio.gather(*(self._carefully(job, step) for job, step in due))
         for left in stale:
             await release_quota(self._database, self._peers, left.workspace, left.job_id)
-        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < 10 * ASK_AGAIN_SECONDS}
+        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < 2 * ASK_WAITING_SECONDS}
 
     def _is_due(self, job: TrainingJob, step: Step) -> bool:
         if step is Step.NOTHING:
             return False
-        pause = {Step.ASK: ASK_AGAIN_SECONDS, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
-        key, now = (job.id, step), time.monotonic()
+        asking = ASK_WAITING_SECONDS if job.allocation_id else ASK_AGAIN_SECONDS
+        pause = {Step.ASK: asking, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
+        key, now = (job.id, step, job.attempts), time.monotonic()
         if now - self._looked.get(key, -pause) < pause:
             return False
         self._looked[key] = now
@@ -141,7 +144,7 @@ class Reconciler:
                 nodes=list(allocation.nodes),
             )
             if ready:
-                self._looked[(job.id, Step.HINT)] = time.monotonic()
+                self._looked[(job.id, Step.HINT, job.attempts)] = time.monotonic()
                 unit.after_commit(lambda: self._hint(job.workspace, job.id, allocation.node))
 
 

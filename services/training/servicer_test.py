@@ -206,6 +206,24 @@ async def test_a_job_that_compute_refuses_fails_in_its_words(platform: Platform)
     assert (job.state, job.error and job.error["detail"]) == ("failed", "no node could ever hold it")
 
 
+async def test_a_job_that_waits_for_room_is_not_asked_about_for_others(platform: Platform) -> None:
+    platform.compute.room = 0
+    ids = [(await platform.submit(output_model=f"m{number}")).id for number in range(4)]
+
+    async def all_wait() -> bool:
+        return len(platform.compute.asked) >= 4 and all([(await platform.job(id)).allocation_id for id in ids])
+
+    await platform.until(all_wait)
+    for _ in range(3):
+        platform.reconciler.wake()
+        await platform.reconciler.step()
+    assert len(platform.compute.asked) == 4
+    platform.compute.room = 1
+    platform.reconciler.wake(ids[0])
+    await platform.in_state(ids[0], "starting")
+    assert len(platform.compute.asked) == 5
+
+
 async def test_compute_may_be_away(platform: Platform) -> None:
     platform.compute.error = Transient("compute is away")
     job_id = (await platform.submit()).id
