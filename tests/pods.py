@@ -5,6 +5,7 @@ Pods must reach this machine.
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -54,14 +55,22 @@ def kubectl(*words: str) -> str:
     return cluster.kubectl("--namespace", NAMESPACE, *words)
 
 
-@pytest.fixture
-async def launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
-    """Of `settings`, which each suite has of its own."""
+@asynccontextmanager
+async def running_launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
     launcher, parts = open_launcher(settings)
     lifecycle = Lifecycle(parts)
     await lifecycle.start()
-    yield launcher
-    await lifecycle.stop()
+    try:
+        yield launcher
+    finally:
+        await lifecycle.stop()
+
+
+@pytest.fixture
+async def launcher(settings: LauncherSettings) -> AsyncIterator[Launcher]:
+    """Of `settings`, which each suite has of its own."""
+    async with running_launcher(settings) as running:
+        yield running
 
 
 @pytest.fixture

@@ -158,10 +158,10 @@ apply() {
     manifests | kubectl apply --server-side --force-conflicts --field-manager lepton ${1:+--selector "$1"} --filename - >/dev/null
 }
 
-# wait_for [SELECTOR]: until what is applied runs as it should.
+# wait_for [SELECTOR]: until what is applied runs as it should; Deployments of replicas are the runner's affair.
 wait_for() {
     local workload
-    for workload in $(kube get deployments,statefulsets ${1:+--selector "$1"} --output name); do
+    for workload in $(kube get deployments,statefulsets --selector "${1:-app.kubernetes.io/managed-by!=lepton}" --output name); do
         kube rollout status "$workload" --timeout "${LEPTON_WAIT:-300}s" >&2 || {
             kube get pods >&2
             kube get events --sort-by .lastTimestamp | tail -n 15 >&2

@@ -47,6 +47,7 @@ class InMemoryLauncher:
         self.processes: list[InMemoryProcess] = []
         self.failing = False
         self.leftovers: set[str] = set()
+        self.forgotten: list[str] = []
         self.on_start = on_start
         self._pids = count(1000)
 
@@ -71,3 +72,7 @@ class InMemoryLauncher:
             self.leftovers.discard(handle)
             return True
         return False
+
+    async def forget(self, group: str) -> None:
+        """See Launcher."""
+        self.forgotten.append(group)

@@ -48,6 +48,8 @@ class Launch:
     port: int = 0
     # It is ended after so long, if its owner has not ended it before.
     seconds: float | None = None
+    # Launches of one group differ in id, node, arguments, environment and their own folder below one parent, and in nothing else.
+    group: str = ""
     # Whose it is, for operators and network policies: "role", "workspace", "job".
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,3 +113,6 @@ class Launcher(Protocol):
 
     async def end(self, handle: str) -> bool:
         """Kills what an earlier owner's handle names, if it still runs: whether it did."""
+
+    async def forget(self, group: str) -> None:
+        """Nothing of the group runs or will be started again: what is kept for it goes."""

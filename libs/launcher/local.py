@@ -53,6 +53,9 @@ class SubprocessLauncher:
                 await asyncio.sleep(0.01)
         return True
 
+    async def forget(self, group: str) -> None:
+        """See Launcher. On one machine a group means nothing."""
+
 
 class Subprocess:
     """See Process."""

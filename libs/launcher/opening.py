@@ -29,6 +29,8 @@ class LauncherSettings(Block):
     image_pull_secret: str = ""
     # Names this process durably: what an earlier one of the same name has left is ended. No two of one name may run at once.
     owner: str = "node"
+    # Where that is the pod that this process is in, in the same namespace: Deployments go when the pod does, though nothing follows it.
+    owner_uid: str = ""
     # Pods reach the exchange of files here; the host defaults to the address from which this process reaches the cluster.
     exchange_port: int = Field(default=8444, ge=0, le=65535)
     exchange_host: str = ""

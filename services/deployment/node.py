@@ -33,6 +33,7 @@ log = structlog.get_logger()
 STOP_SECONDS, SLACK_SECONDS = 4.0, 2.0
 # The ready time of replicas is told in pieces that are no longer.
 METER_SECONDS = 5.0
+FORGET_SECONDS = 2.0
 HANDED_BACK = "the process that ran it was stopped; another replica takes its place"
 
 
@@ -60,10 +61,12 @@ class Node:
             self.owner, database, compute, launcher, self._packages, self._folder.replicas, changes, settings, self._ended, probe
         )
         self._runs: dict[str, Run] = {}
+        # What the launcher may keep something for: group, and its endpoint's id.
+        self._groups: dict[str, str] = {}
         interval = settings.reconcile_seconds if alone else settings.poll_seconds
         self._loop = Loop("deployment-node", self.step, interval=interval, max_pause=1.0)
         self._stopping = False
-        self._said = float("-inf")
+        self._said = self._looked = float("-inf")
 
     async def start(self) -> None:
         """Ends what an earlier process left here, before it takes anything."""
@@ -107,6 +110,7 @@ class Node:
     def begin(self, replica: Replica, revision: Revision) -> None:
         """Runs what was claimed for it, unless it does already."""
         if replica.id not in self._runs and not self._stopping:
+            self._groups[replica.group] = replica.endpoint_id
             self._runs[replica.id] = Run(self._around, replica, revision)
 
     def lease_expires(self) -> float:
@@ -139,6 +143,7 @@ class Node:
             else:
                 # Buried, because this process was not heard of: another one runs in its place.
                 run.leave(hurried=True)
+        await self._forget()
 
     async def _tend(self, replica: Replica) -> None:
         """Takes it, or lets it go."""
@@ -158,6 +163,19 @@ class Node:
             claimed = await replicas.claim(unit, **where, owner=self.owner, expires=self.lease_expires(), now=time.time())
         if claimed:
             self.begin(*claimed)
+
+    async def _forget(self) -> None:
+        """Tells the launcher of revisions that nothing serves here and nobody wants any more."""
+        running = {run.group for run in self._runs.values()}
+        idle = {group: endpoint for group, endpoint in self._groups.items() if group not in running}
+        if not idle or time.monotonic() - self._looked < FORGET_SECONDS:
+            return
+        self._looked = time.monotonic()
+        async with self._database.read() as session:
+            wanted = {endpoint.group for endpoint in await repository.undeleted_of_all_workspaces(session, set(idle.values()))}
+        for group in idle.keys() - wanted:
+            del self._groups[group]
+            await self._launcher.forget(group)
 
     async def _say_alive(self) -> None:
         """And for how long replicas were ready: what they cost is told while they live, not once they are killed."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lepton.compute.v1 import allocation_pb2
 from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.deployment.v1 import deployment_service_pb2 as pb
+from lepton.deployment.v1 import endpoint_pb2
 from libs.errors import Conflict
 from libs.launcher import Exit, InMemoryLauncher, InMemoryProcess, Launch
 from libs.rpc import Client, acting_for
@@ -444,3 +445,42 @@ async def test_nobody_pays_for_the_silence_of_a_killed_node(world: World, deploy
     world.compute.waiting = "waits"
     [ended] = await eventually(on(world, "n1", ReplicaState.ENDED))
     assert await told() == before == pytest.approx(ended.metered_until - ended.ready_time, abs=1e-3)
+
+
+async def test_a_revision_that_nobody_wants_is_forgotten_and_one_of_no_replicas_is_not(
+    world: World, deployment: Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.deployment.node.FORGET_SECONDS", 0.0)
+    node = world.node("n1", **SOON)
+    await node.start()
+    await create(deployment)
+    await eventually(on(world, "n1"))
+    [first] = world.launcher.running
+    await world.add_model("wdbc@2")
+    with acting_for("acme"):
+        at_once = endpoint_pb2.Rollout(canary_percents=[100], step_seconds=0, prove_seconds=0)
+        await deployment.UpdateEndpoint(pb.UpdateEndpointRequest(name="wdbc", model="wdbc@2", rollout=at_once))
+
+    async def forgotten() -> list[str]:
+        return world.launcher.forgotten
+
+    assert await eventually(forgotten) == [first.launch.group]
+    [second] = world.launcher.running
+    assert second.launch.group not in ("", first.launch.group)
+    with acting_for("acme"):
+        await deployment.UpdateEndpoint(pb.UpdateEndpointRequest(name="wdbc", replicas=0))
+
+    async def stopped() -> bool:
+        return not world.launcher.running and not node._runs
+
+    await eventually(stopped)
+    await asyncio.sleep(0.1)
+    assert world.launcher.forgotten == [first.launch.group]
+    with acting_for("acme"):
+        await deployment.DeleteEndpoint(pb.DeleteEndpointRequest(name="wdbc"))
+
+    async def both() -> bool:
+        return world.launcher.forgotten == [first.launch.group, second.launch.group]
+
+    await eventually(both)
+    await node.stop()

@@ -1,7 +1,7 @@
 """Every query of the deployment service."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from sqlalchemy import bindparam, case, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -164,6 +164,12 @@ async def seen_by_node_of_all_workspaces(session: AsyncSession, owner: str, node
     free = (Replica.owner == "") & (Replica.state == ReplicaState.STARTING) & (Replica.node == node if node else Replica.node != "")
     query = select(Replica).where(col(Replica.owner).in_(("", owner)), Replica.state.in_(LIVE), (Replica.owner == owner) | free)
     return (await session.execute(query.order_by(Replica.id))).scalars().all()
+
+
+async def undeleted_of_all_workspaces(session: AsyncSession, ids: Collection[str]) -> Sequence[Endpoint]:
+    """Those of these endpoints that are not deleted."""
+    query = select(Endpoint).where(Endpoint.id.in_(ids), col(Endpoint.delete_time).is_(None))
+    return (await session.execute(query)).scalars().all()
 
 
 async def live_of_owner(session: AsyncSession, owner: str) -> Sequence[Replica]:

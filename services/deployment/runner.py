@@ -83,6 +83,7 @@ class Run:
         self._where: dict[str, Any] = {"workspace": replica.workspace, "id": replica.id, "owner": around.owner}
         self._log = log.bind(replica_id=replica.id, endpoint=replica.endpoint, workspace=replica.workspace)
         self._folder = around.folder / replica.id
+        self.group = replica.group
         self._process: Process | None = None
         self._port = 0
         self._token = secrets.token_urlsafe(32)
@@ -211,6 +212,7 @@ class Run:
             devices=len(self._replica.devices),
             node=self._replica.node,
             port=self._around.settings.replica_port,
+            group=self.group,
             labels={"role": "replica", "workspace": revision.workspace, "endpoint": revision.endpoint},
         )
 

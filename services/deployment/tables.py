@@ -63,6 +63,11 @@ class Endpoint(Table, table=True):
         return f"{self.model}@{self.model_version}"
 
     @property
+    def group(self) -> str:
+        """What its launcher knows the replicas of the wanted revision by."""
+        return _group(self.name, self.revision, self.id)
+
+    @property
     def wanted(self) -> Wanted:
         """What should be."""
         return Wanted(0 if self.delete_time is not None else self.replicas, self.revision, self.failures, self.next_try_time)
@@ -233,6 +238,11 @@ class Replica(Table, table=True):
         return Seen(self.id, self.revision, ReplicaState(self.state), self.ready_time)
 
     @property
+    def group(self) -> str:
+        """Of its endpoint and revision."""
+        return _group(self.endpoint, self.revision, self.endpoint_id)
+
+    @property
     def holder(self) -> str:
         """The name that compute knows its allocation by."""
         return f"endpoints/{self.endpoint}/replicas/{self.id}"
@@ -298,3 +308,7 @@ class ScalingDecision(Table, table=True):
     from_replicas: int
     to_replicas: int
     why: str = Field(sa_column=Column(Text, nullable=False))
+
+
+def _group(endpoint: str, revision: int, id: str) -> str:
+    return f"{endpoint}-{revision}-{id}"

@@ -21,6 +21,23 @@ def runs_of(tenant: Cluster, job_id: str) -> list[dict[str, Any]]:
     ]
 
 
+def deployments_of(tenant: Cluster, workspace: str) -> list[dict[str, Any]]:
+    return tenant.get("deployments", "--selector", f"{REPLICAS},lepton.dev/workspace={workspace}")
+
+
+def replicas_of(tenant: Cluster, workspace: str) -> list[dict[str, Any]]:
+    """Pods that somebody runs or starts: each is of the ReplicaSet of one Deployment."""
+    found = tenant.get("pods", "--selector", f"{REPLICAS},lepton.dev/workspace={workspace},lepton.dev/launch")
+    owners = {owner["kind"] for pod in found for owner in pod["metadata"]["ownerReferences"]}
+    assert owners <= {"ReplicaSet"}
+    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def endpoint(tenant: Cluster, name: str = "line") -> dict[str, Any]:
+    with tenant.http() as http:
+        return dict(http.get(f"/v1/endpoints/{name}").json())
+
+
 def submitted(tenant: Cluster, number: int = 0, **changes: Any) -> str:
     with tenant.http() as http:
         answer = http.post("/v1/training-jobs", json={**job(number), **changes})
@@ -159,15 +176,50 @@ def test_an_endpoint_from_none_to_three_and_back(cluster_platform: Cluster) -> N
         for replicas in (1, 3, 0):
             http.patch("/v1/endpoints/line", json={"replicas": replicas}).raise_for_status()
 
-            def pods(wanted: int = replicas) -> bool:
-                found = tenant.get("pods", "--selector", f"{REPLICAS},lepton.dev/workspace=scaled")
-                mine = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-                return len(mine) == wanted and http.get("/v1/endpoints/line").json()["ready_replicas"] == wanted
+            def as_wanted(wanted: int = replicas) -> bool:
+                counts = [made["spec"]["replicas"] for made in deployments_of(tenant, "scaled")]
+                return counts == [wanted] and len(replicas_of(tenant, "scaled")) == wanted == endpoint(tenant)["ready_replicas"]
 
-            assert eventually(pods, timeout=120, interval=0.5), (replicas, http.get("/v1/endpoints/line").text)
+            assert eventually(as_wanted, timeout=120, interval=0.5), (replicas, endpoint(tenant), deployments_of(tenant, "scaled"))
             if replicas:
                 assert http.post("/v1/endpoints/line/predict", json=row).status_code == 200
         http.delete("/v1/endpoints/line").raise_for_status()
+    assert eventually(lambda: not deployments_of(tenant, "scaled"), timeout=60)
+
+
+def test_a_replica_that_is_taken_away_is_followed_by_a_pod_of_the_same_deployment(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("replaced")
+    upload(tenant, "line")
+    assert ended(tenant, submitted(tenant, training={"epochs": 3}))["state"] == "succeeded"
+    with tenant.http() as http:
+        http.post("/v1/endpoints", json={"name": "line", "model": "model-0@1", "replicas": 2}).raise_for_status()
+    assert eventually(lambda: endpoint(tenant)["ready_replicas"] == 2, timeout=120), endpoint(tenant)
+    taken, left = sorted(replicas_of(tenant, "replaced"), key=lambda pod: str(pod["metadata"]["name"]))
+    tenant.kubectl("delete", "pod", taken["metadata"]["name"], "--grace-period", "0", "--force")
+
+    def replaced() -> bool:
+        uids = {pod["metadata"]["uid"] for pod in replicas_of(tenant, "replaced")}
+        return taken["metadata"]["uid"] not in uids and len(uids) == 2 == endpoint(tenant)["ready_replicas"]
+
+    assert eventually(replaced, timeout=120, interval=0.5), endpoint(tenant)
+    assert left["metadata"]["uid"] in {pod["metadata"]["uid"] for pod in replicas_of(tenant, "replaced")}
+    [made] = deployments_of(tenant, "replaced")
+    assert made["spec"]["replicas"] == 2
+    with tenant.http() as http:
+        http.delete("/v1/endpoints/line").raise_for_status()
+
+
+def test_a_replica_without_enough_memory_says_so(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("narrow")
+    upload(tenant, "line")
+    assert ended(tenant, submitted(tenant, training={"epochs": 3}))["state"] == "succeeded"
+    with tenant.http() as http:
+        wanted = {"name": "line", "model": "model-0@1", "resources": {"memory_bytes": 16 << 20}}
+        http.post("/v1/endpoints", json=wanted).raise_for_status()
+        assert eventually(lambda: endpoint(tenant).get("error"), timeout=120), endpoint(tenant)
+        assert endpoint(tenant)["error"]["code"] == "out_of_memory", endpoint(tenant)
+        http.delete("/v1/endpoints/line").raise_for_status()
+    assert eventually(lambda: not deployments_of(tenant, "narrow"), timeout=60)
 
 
 def test_tenants_are_apart(cluster_platform: Cluster) -> None:
@@ -193,14 +245,19 @@ def test_tenants_are_apart(cluster_platform: Cluster) -> None:
 def test_an_image_that_cannot_be_had_is_told_in_words(cluster_platform: Cluster) -> None:
     tenant = cluster_platform.workspace("imageless")
     upload(tenant, "line")
+    assert ended(tenant, submitted(tenant, training={"epochs": 3}))["state"] == "succeeded"
     image = json.dumps({"data": {"LEPTON_PLATFORM_LAUNCHER__IMAGE": "lepton/none:0"}})
     tenant.kubectl("patch", "configmap", "lepton-runner", "--type", "merge", "--patch", image)
     try:
         tenant.kubectl("rollout", "restart", "statefulset/runner")
         tenant.rolled_out("runner")
         id = submitted(tenant)
-        assert eventually(lambda: "lepton/none:0" in json.dumps(shown(tenant, id)), timeout=150, interval=1), shown(tenant, id)
         with tenant.http() as http:
+            http.post("/v1/endpoints", json={"name": "line", "model": "model-0@1"}).raise_for_status()
+        assert eventually(lambda: "lepton/none:0" in json.dumps(shown(tenant, id)), timeout=150, interval=1), shown(tenant, id)
+        assert eventually(lambda: "lepton/none:0" in json.dumps(endpoint(tenant)), timeout=150, interval=1), endpoint(tenant)
+        with tenant.http() as http:
+            http.delete("/v1/endpoints/line")
             http.post(f"/v1/training-jobs/{id}/cancel", json={})
         ended(tenant, id)
     finally:

@@ -1,1 +1,1 @@
-"""The launcher's adapter for a cluster: each launch is a Job of one pod, whose files a courier carries to and fro."""
+"""The launcher's adapter for a cluster: a launch is a Job, or a pod of its group's Deployment; a courier carries its files to and fro."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightkube import ApiError, AsyncClient
+from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
@@ -13,7 +14,7 @@ from lightkube.types import CascadeType, PatchType
 
 from libs.errors import Transient
 from libs.kubernetes import UNREACHED, open_client, words
-from libs.launcher.kubernetes.manifests import LAUNCH, OWNER
+from libs.launcher.kubernetes.manifests import GROUP, LAUNCH, OWNER
 from libs.launcher.launcher import LaunchError
 
 GONE_SECONDS, LOOK_SECONDS = 60.0, 0.3
@@ -98,6 +99,47 @@ class Cluster:
                 job.metadata.name async for job in self._api.list(Job, labels={OWNER: self._owner}) if job.metadata and job.metadata.name
             ]
 
+    async def create_deployment(self, manifest: Mapping[str, Any]) -> str:
+        """Its uid."""
+        with _answers():
+            made = await self._api.create(Deployment.from_dict(dict(manifest)))
+        return str(made.metadata.uid)
+
+    async def scale(self, deployment: str, pods: int) -> None:
+        """So many pods."""
+        with _answers():
+            await self._api.patch(Deployment, deployment, {"spec": {"replicas": pods}}, patch_type=PatchType.MERGE)
+
+    async def deployments(self) -> dict[str, int]:
+        """How many pods each has to have of those that this owner, or an earlier one of its name, has made."""
+        with _answers():
+            found = self._api.list(Deployment, labels={OWNER: self._owner})
+            return {each.metadata.name: each.spec.replicas or 0 async for each in found}
+
+    async def why_podless(self, deployment: str) -> str:
+        """What keeps the cluster from making its pods; empty: nothing that it says."""
+        with _answers():
+            found = await self._api.get(Deployment, deployment)
+        conditions = (found.status and found.status.conditions) or ()
+        return next((_words(each.message) for each in conditions if each.type == "ReplicaFailure" and each.status == "True"), "")
+
+    async def remove_deployment(self, name: str) -> None:
+        """With all that it owns, and kills its pods; what is not there is fine."""
+        with _answers(), _fine_if_gone():
+            await self._api.delete(Deployment, name, cascade=CascadeType.BACKGROUND)
+        for pod in await self.pods_of(name, GROUP):
+            await self.remove_pod(pod)
+
+    async def change_pod(self, pod: str, change: Mapping[str, Any]) -> None:
+        """One that is not there is fine."""
+        with _answers(), _fine_if_gone():
+            await self._api.patch(Pod, pod, dict(change), patch_type=PatchType.MERGE)
+
+    async def remove_pod(self, pod: str, *, seconds: int = KILL_SECONDS) -> None:
+        """One that is not there is fine."""
+        with _answers(), _fine_if_gone():
+            await self._api.delete(Pod, pod, grace_period=seconds)
+
     async def pods(self) -> tuple[str, list[Pod]]:
         """All of this owner, and the version from which to watch."""
         with _answers():
@@ -119,20 +161,19 @@ class Cluster:
         with _answers():
             fields = {"involvedObject.uid": uid, "type": "Warning"}
             said = [event.message or "" async for event in self._api.list(Event, fields=fields)]
-        return " ".join(said[-1].split())[:MAX_WORDS] if said else ""
+        return _words(said[-1]) if said else ""
 
     async def remove(self, name: str, *, seconds: int = KILL_SECONDS) -> None:
         """Deletes the Job, with all that it owns, and kills its pod; what is not there is fine. 0 seconds: without waiting for its node."""
         with _answers(), _fine_if_gone():
             await self._api.delete(Job, name, cascade=CascadeType.BACKGROUND)
         for pod in await self.pods_of(name):
-            with _answers(), _fine_if_gone():
-                await self._api.delete(Pod, pod, grace_period=seconds)
+            await self.remove_pod(pod, seconds=seconds)
 
-    async def pods_of(self, name: str) -> list[str]:
+    async def pods_of(self, name: str, label: str = LAUNCH) -> dict[str, str]:
+        """Their uids by their names."""
         with _answers():
-            labels = {LAUNCH: name}
-            return [pod.metadata.name async for pod in self._api.list(Pod, labels=labels)]
+            return {pod.metadata.name: pod.metadata.uid async for pod in self._api.list(Pod, labels={label: name})}
 
     async def gone(self, name: str) -> bool:
         """Whether nothing of it is left, after up to a minute."""
@@ -149,6 +190,10 @@ class Cluster:
         if self._client is None:
             raise Transient("the launcher is not started")
         return self._client
+
+
+def _words(said: str | None) -> str:
+    return " ".join((said or "").split())[:MAX_WORDS]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The launcher's hands in a pod: brings a program its files, runs it, and carries home what it writes.
 
 Run as `python -I -S courier.py fetch|mirror TASK` beside the program and `python -I -S courier.py run PROGRAM` around it; both files are
-JSON out of a Secret. Knows the standard library only, and is handed to the pod by the launcher itself: the two always speak alike. What
-passes over a connection is in `exchange.py`.
+JSON out of a Secret, but for what differs between the pods of a group: `fetch` brings that. Knows the standard library only, and is
+handed to the pod by the launcher itself: the two always speak alike. What passes over a connection is in `exchange.py`.
 """
 
 import json
@@ -32,6 +32,7 @@ ALONE_SECONDS = 60.0
 LAST_BYTES = 600
 INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 WATCHED = {signal.SIGCHLD, signal.SIGTERM}
+TASK = "task.json"
 
 
 class Refused(Exception):
@@ -122,6 +123,12 @@ def fetch_once(task: dict[str, Any]) -> None:
     brought: dict[str, list[int]] = {}
     try:
         while not (entry := line.hear()).get("end"):
+            if "told" in entry:
+                content = b"".join(line.take(entry["size"]))
+                write_whole(os.path.join(task["told"], entry["told"]), content)
+                if entry["told"] == TASK:
+                    task |= json.loads(content)
+                continue
             path = os.path.join(task["roots"][entry["root"]], entry["path"])
             if "size" not in entry:
                 os.makedirs(path, exist_ok=True)
@@ -286,6 +293,8 @@ def obey(task: dict[str, Any]) -> None:
                     write_whole(alive, b"")
                     if "stop" in order:
                         order_stop(task, order["stop"])
+                    if "last" in order:
+                        os.kill(os.getpid(), signal.SIGTERM)
                     line.say({})
             finally:
                 line.close()
@@ -478,15 +487,32 @@ def oom_kills() -> int:
     return 0
 
 
+def hold() -> int:
+    """Until SIGTERM, in a container that the cluster has begun anew: what it had to run has run."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    signal.sigwait({signal.SIGTERM})
+    return 0
+
+
 def main(words: list[str]) -> int:
-    with open(words[1]) as file:
-        told = json.load(file)
+    try:
+        with open(words[1]) as file:
+            told = json.load(file)
+    except FileNotFoundError:
+        if words[0] == "run":
+            return hold()
+        raise
     if words[0] == "run":
+        if told["once"]:
+            os.unlink(words[1])
         program = Program(told)
         return program.end(program.run(told))
     told["instance"] = os.environ.get("LEPTON_POD", "")
     if index():
         told |= {"id": f"{told['id']}.{index()}", "mirrored": False, "journals": []}
+    if words[0] == "mirror" and "told" in told:
+        with open(os.path.join(told["told"], TASK)) as file:
+            told |= json.load(file)
     try:
         return fetch(told) if words[0] == "fetch" else mirror(told)
     except Refused as refused:

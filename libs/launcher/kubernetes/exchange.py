@@ -3,12 +3,13 @@
 Over TLS, in lines of JSON of at most 64 KiB, some with bytes after them:
 
     courier → exchange   {"id", "token", "instance", "purpose": "fetch" | "mirror" | "orders"}, answered by {} or {"refused": words}
-    fetch                {"root", "path"} is a folder, with "size" a file and its bytes; {"end": true}
+    fetch                {"told", "size"} and bytes: what a pod of a group has to do
+                         {"root", "path"} is a folder, with "size" a file and its bytes; {"end": true}
     mirror  courier →    {"do": "put", "path", "size"} and bytes
                          {"do": "append", "path", "offset", "size"} and bytes, answered by {"size"}: what there is, whatever the offset
                          {"do": "delete", "path"}
                          {"do": "done"}: it was the last round
-    orders  exchange →   {} every 5 s, or {"stop": grace seconds}; each answered by {}
+    orders  exchange →   {} every 5 s, or {"stop": grace seconds}, or {"last": true}: the program has ended; each answered by {}
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,13 +43,17 @@ MAX_CONNECTIONS, MAX_OF_ONE = 2000, 8
 
 @dataclass(eq=False)
 class Shipment:
-    """One launch's traffic. `heard` is the time.monotonic() of the last sign of its courier; `changed` is called after each change."""
+    """One launch's traffic. `heard` is the time.monotonic() of the last sign of its courier; `changed` is called after each change.
+
+    `told` are files that only the launch's own pod gets, where its Secret is shared with others.
+    """
 
     id: str
     token: str = field(repr=False)
     roots: Sequence[Path]
     landing: Landing
     changed: Callable[[], None]
+    told: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     instance: str = ""
     heard: float | None = None
     fetched: bool = False
@@ -56,6 +61,7 @@ class Shipment:
     # Why it may not go on, in words for whoever's program it is.
     refusal: str = ""
     stop: float | None = None
+    last: bool = False
     ordered: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     connections: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -64,6 +70,16 @@ class Shipment:
         """Has the program ended, as soon as its courier hears."""
         self.stop = grace if self.stop is None else min(grace, self.stop)
         self.ordered.set()
+
+    def order_last(self) -> None:
+        """Has the courier carry home what is left; for pods that do not end when their program has."""
+        self.last = True
+        self.ordered.set()
+
+    @property
+    def orders(self) -> dict[str, Any]:
+        """All that it has to hear once."""
+        return ({} if self.stop is None else {"stop": self.stop}) | ({"last": True} if self.last else {})
 
     def refuse(self, words: str) -> None:
         self.refusal = self.refusal or words
@@ -109,6 +125,12 @@ class Exchange:
         landing = Landing(folder or Path("/nonexistent"), journals, self._limits)
         shipment = self._shipments[id] = Shipment(id, secrets.token_urlsafe(32), roots, landing, changed)
         return shipment
+
+    def hand_over(self, shipment: Shipment, *, group: str, token: str, instance: str) -> None:
+        """Its courier is that instance of the group, and proves itself by the group's token."""
+        self._shipments.pop(shipment.id, None)
+        shipment.id, shipment.token, shipment.instance = f"{group}/{instance}", token, instance
+        self._shipments[shipment.id] = shipment
 
     async def withdraw(self, shipment: Shipment) -> None:
         """Nothing is written into the launch's folder any more."""
@@ -158,11 +180,11 @@ class Exchange:
 
     def _known(self, hello: dict[str, Any]) -> Shipment:
         """Raises Unwelcome for a token that is not of the launch, and for a second pod of one launch."""
-        shipment = self._shipments.get(str(hello["id"]))
+        id, instance = str(hello["id"]), str(hello["instance"])[:100]
+        shipment = self._shipments.get(id) or self._shipments.get(f"{id}/{instance}")
         if not hmac.compare_digest(str(hello["token"]).encode(), (shipment.token if shipment else secrets.token_urlsafe(32)).encode()):
             raise Unwelcome("its owner knows of no such launch")
         assert shipment
-        instance = str(hello["instance"])[:100]
         shipment.instance = shipment.instance or instance
         if shipment.instance != instance:
             raise Unwelcome("another pod runs it")
@@ -217,6 +239,9 @@ class _Connection:
 
 
 async def _fetch(connection: _Connection, shipment: Shipment) -> None:
+    for name, content in shipment.told.items():
+        await connection.write({"told": name, "size": len(content)})
+        await connection.send(content)
     for number, root in enumerate(shipment.roots):
         for path, size in await asyncio.to_thread(_tree, root):
             await connection.write({"root": number, "path": path} | ({} if size is None else {"size": size}))
@@ -310,15 +335,15 @@ async def _done(_: _Connection, shipment: Shipment, __: dict[str, Any]) -> dict[
 
 
 async def _give_orders(connection: _Connection, shipment: Shipment) -> None:
-    told: float | None = None
+    told: dict[str, Any] = {}
     while True:
         shipment.ordered.clear()
-        fresh = shipment.stop is not None and shipment.stop != told
-        await connection.write({"stop": shipment.stop} if fresh else {})
-        told = shipment.stop if fresh else told
+        orders = shipment.orders
+        await connection.write({key: value for key, value in orders.items() if told.get(key) != value})
+        told = orders
         await connection.read(IDLE_SECONDS)
         shipment.heard = time.monotonic()
-        if shipment.stop == told:
+        if shipment.orders == told:
             try:
                 async with asyncio.timeout(BEAT_SECONDS):
                     await shipment.ordered.wait()

@@ -420,6 +420,7 @@ def run(folder: Path, argv: list[str], **changed: Any) -> "subprocess.Popen[byte
         "control": str(folder),
         "told": str(folder / "told"),
         "grace": 5,
+        "once": False,
     } | changed
     (folder / "program.json").write_text(json.dumps(program))
     (folder / "alive").touch()
@@ -465,3 +466,36 @@ def test_a_program_whose_owner_is_silent_ends(tmp_path: Path, monkeypatch: pytes
     quick.write_text(source.replace("ALONE_SECONDS = 60.0", "ALONE_SECONDS = 0.5"))
     monkeypatch.setitem(globals(), "COURIER", quick)
     assert run(tmp_path, ["sleep", "60"]).wait(20) == 128 + signal.SIGKILL
+
+
+async def test_a_pod_of_a_group_is_told_what_it_is_and_carries_the_rest_home_when_that_has_ended(trip: Trip) -> None:
+    told = trip.base / "told"
+    told.mkdir()
+    files = {"roots": [str(trip.away), str(trip.base / "away-input")], "journals": ["events.jsonl"], "skip": [], "mirrored": True}
+    trip.shipment.told = {"task.json": json.dumps(files).encode(), "program.json": b'{"once": true}'}
+    trip.exchange.hand_over(trip.shipment, group="line-1", token="group's", instance="pod-2")
+    way: dict[str, Any] = {"id": "line-1", "token": "group's", "told": str(told), "roots": [], "journals": [], "mirrored": False}
+    refused = trip.courier("fetch", "pod-1", **way)
+    assert await asyncio.to_thread(refused.wait, 30) == 1
+    assert await asyncio.to_thread(trip.courier("fetch", "pod-2", **way).wait, 30) == 0
+    assert (trip.away / "spec.json").read_text() == "{}"
+    assert (told / "program.json").read_bytes() == b'{"once": true}'
+    mirror = trip.courier("mirror", "pod-2", **way)
+    await eventually((trip.base / "alive").exists)
+    trip.add("events.jsonl", "ended\n")
+    trip.shipment.order_last()
+    assert await asyncio.to_thread(mirror.wait, 30) == 0
+    assert (trip.shipment.done, trip.at_home("events.jsonl")) == (True, "ended\n")
+
+
+def test_a_container_that_is_begun_anew_runs_nothing(tmp_path: Path) -> None:
+    """Its first life has taken the order with it."""
+    process = run(tmp_path, ["sh", "-c", "echo ran"], once=True)
+    assert process.wait(20) == 0
+    assert not (tmp_path / "program.json").exists()
+    again = subprocess.Popen(process.args)
+    with pytest.raises(subprocess.TimeoutExpired):
+        again.wait(1.5)
+    again.terminate()
+    assert again.wait(20) == 0
+    assert (tmp_path / "out").read_text() == "ran\n"

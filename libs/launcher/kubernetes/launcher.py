@@ -1,4 +1,7 @@
-"""The launcher's adapter for a cluster: Jobs of one pod each, under one watch. Whenever this process dies, nothing half made is left."""
+"""The launcher's adapter for a cluster: a Job of one pod a launch, a Deployment a group, and one watch for the pods of all.
+
+Whenever this process dies, nothing half made is left.
+"""
 
 import asyncio
 import re
@@ -13,10 +16,11 @@ import structlog
 from lightkube.resources.core_v1 import Pod
 
 from libs.errors import Transient
-from libs.launcher.kubernetes import manifests, meeting
+from libs.launcher.kubernetes import deployment, manifests, meeting
 from libs.launcher.kubernetes.cluster import Cluster
 from libs.launcher.kubernetes.exchange import Exchange
 from libs.launcher.kubernetes.gang import Gang, index_of
+from libs.launcher.kubernetes.group import Group, GroupPod
 from libs.launcher.kubernetes.landing import Limits
 from libs.launcher.kubernetes.process import Pod as PodProcess
 from libs.launcher.launcher import Launch, Launcher
@@ -43,15 +47,26 @@ class KubernetesLauncher:
     def __init__(self, cluster: Cluster, exchange: Exchange, settings: LauncherSettings) -> None:
         self._cluster, self._exchange, self._settings = cluster, exchange, settings
         self.processes: dict[str, PodProcess] = {}
+        # By group, and by what launches of one Deployment have in common.
+        self.groups: dict[tuple[str, str], Group] = {}
 
     async def start(self, launch: Launch) -> PodProcess:
         """See Launcher. Seconds, and minutes where a node has to pull the image first."""
         manifests.require_possible(launch)
         name = _name(launch.id)
-        kind = Gang if launch.workers > 1 else PodProcess
-        process = kind(launch, name, self._cluster, self._exchange, self._settings, partial(self.processes.pop, name, None))
+        on_end = partial(self.processes.pop, name, None)
+        process: PodProcess
+        if launch.group:
+            deployment.require_possible(launch, self._settings)
+            group = self._group_of(launch)
+            process = GroupPod(launch, name, group, self._cluster, self._exchange, self._settings, on_end)
+            made = self._join(group, process)
+        else:
+            kind = Gang if launch.workers > 1 else PodProcess
+            process = kind(launch, name, self._cluster, self._exchange, self._settings, on_end)
+            made = self._make(process)
         self.processes[name] = process
-        making = asyncio.create_task(self._make(process), name=f"make {name}")
+        making = asyncio.create_task(made, name=f"make {name}")
         try:
             await asyncio.shield(making)
             await process.started()
@@ -65,19 +80,62 @@ class KubernetesLauncher:
     async def end(self, handle: str) -> bool:
         """See Launcher."""
         kind, namespace, name, uid = (*handle.split("/"), "", "", "", "")[:4]
-        if kind != "job" or namespace != self._cluster.namespace or not uid or await self._cluster.uid_of_job(name, namespace) != uid:
+        if kind not in ("job", "pod") or namespace != self._cluster.namespace or not uid:
             return False
-        # No Job of ours ever gets a name again: it is still that one.
-        log.warning("leftover_job_ended", job=name)
+        if kind == "job" and await self._cluster.uid_of_job(name, namespace) != uid:
+            return False
+        if kind == "pod" and uid not in (await self._cluster.pods_of(name)).values():
+            return False
+        # No launch of ours ever gets a name again: it is still that one.
+        log.warning("leftover_launch_ended", launch=name)
         await self._cluster.remove(name)
         return await self._cluster.gone(name)
 
+    async def forget(self, group: str) -> None:
+        """See Launcher."""
+        await asyncio.gather(*(self.groups.pop(key).close() for key in list(self.groups) if key[0] == group))
+
+    async def close(self) -> None:
+        """No Deployment makes pods that nobody binds any more."""
+        await asyncio.gather(*(group.close() for group in self.groups.values()))
+
+    def group_of(self, pod: Pod) -> Group | None:
+        """Whose pod it is."""
+        name = (pod.metadata.labels or {}).get(manifests.GROUP) if pod.metadata else None
+        return next((group for group in self.groups.values() if name and group.name == name), None)
+
     async def sweep(self) -> None:
-        """Removes every Job of this owner's name that runs nothing of ours: an earlier owner's, or one whose removal failed."""
+        """Removes all of this owner's name that runs nothing of ours: an earlier owner's, or what could not be removed."""
         for name in await self._cluster.jobs():
             if name not in self.processes:
                 log.warning("leftover_job_ended", job=name)
                 await self._cluster.remove(name)
+        await self._sweep_deployments()
+
+    async def _sweep_deployments(self) -> None:
+        made = {key: group.name for key, group in self.groups.items() if group.made}
+        found = await self._cluster.deployments()
+        ours = {group.name: group for group in self.groups.values()}
+        for name, replicas in found.items():
+            if name in ours:
+                ours[name].count(replicas)
+            else:
+                log.warning("leftover_deployment_ended", deployment=name)
+                await self._cluster.remove_deployment(name)
+        for key, name in made.items():
+            if name not in found and key in self.groups:
+                log.warning("deployment_taken_away", deployment=name)
+                await self.groups.pop(key).close()
+
+    def _group_of(self, launch: Launch) -> Group:
+        key = (launch.group, deployment.kind_of(launch, self._settings))
+        if key not in self.groups:
+            self.groups[key] = Group(partial(_name, launch.group), self._cluster, self._exchange, self._settings)
+        return self.groups[key]
+
+    async def _join(self, group: Group, process: GroupPod) -> None:
+        await group.make(process.launch, self._address)
+        group.join(process)
 
     async def _make(self, process: PodProcess) -> None:
         """A crash after any line leaves what `sweep` finds, and nothing that runs without its Secret."""
@@ -120,6 +178,7 @@ class Watch:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._launcher.close()
         await self._cluster.close()
 
     async def _run(self) -> None:
@@ -137,6 +196,8 @@ class Watch:
     async def _turn(self) -> None:
         known = dict(self._launcher.processes)
         version, pods = await self._cluster.pods()
+        for group in self._launcher.groups.values():
+            group.look_anew()
         listed = {self._tell("MODIFIED", pod) for pod in pods}
         for name, process in known.items():
             process.listed({index for launch, index in listed if launch == name})
@@ -147,6 +208,8 @@ class Watch:
                     self._tell(change, pod)
 
     def _tell(self, change: str, pod: Pod) -> tuple[str, int]:
+        if group := self._launcher.group_of(pod):
+            group.look(pod, deleted=change == "DELETED")
         name = (pod.metadata.labels or {}).get(manifests.LAUNCH, "") if pod.metadata else ""
         if process := self._launcher.processes.get(name):
             process.look(pod, deleted=change == "DELETED")

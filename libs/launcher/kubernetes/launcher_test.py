@@ -72,6 +72,12 @@ class PlayedCluster:
         await self._say("jobs")
         return list(self.existing)
 
+    async def deployments(self) -> dict[str, int]:
+        return {}
+
+    async def pods_of(self, name: str) -> dict[str, str]:
+        return {}
+
     async def pods(self) -> tuple[str, list[Pod]]:
         await self._say("pods")
         return "1", [self._pod(name) for name in self.statuses]

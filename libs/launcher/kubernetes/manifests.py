@@ -17,6 +17,7 @@ from libs.launcher.opening import LauncherSettings
 MIB, CORE_MILLIS = 1 << 20, 1000
 USER = 10001
 PROGRAM, FETCH, MIRROR = "program", "fetch", "mirror"
+GROUP = "lepton.dev/group"
 # What the wrapper around the program takes itself, so that the program has all that it was promised.
 WRAPPER_BYTES = 24 * MIB
 # A pod that is evicted: for the program to end, and for what it wrote last to be carried home.
@@ -24,7 +25,7 @@ EVICTED_SECONDS, CARRY_SECONDS = 15, 25
 # Owners end what takes too long themselves, and say why; this is for those that cannot.
 DEADLINE_SLACK_SECONDS = 600
 KEPT_SECONDS = 600
-_CODE, _TASK, _TOLD, _CONTROL, _STATE = "/lepton/code", "/lepton/task", "/lepton/program", "/lepton/control", "/lepton/state"
+_CODE, _TASK, TOLD, _CONTROL, _STATE = "/lepton/code", "/lepton/task", "/lepton/program", "/lepton/control", "/lepton/state"
 _VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -40,7 +41,7 @@ def require_possible(launch: Launch) -> None:
 
 def job(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
     """Suspended: its pods begin, all at once, once the Secret is there."""
-    labels, annotations = _labels(name, launch, settings)
+    labels, annotations = labels_of(name, launch, settings)
     spec: dict[str, Any] = {
         "suspend": True,
         "completionMode": "Indexed",
@@ -49,7 +50,7 @@ def job(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "ttlSecondsAfterFinished": KEPT_SECONDS,
-        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": _pod(name, launch, settings)},
+        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod_of(name, launch, settings)},
     }
     if launch.seconds is not None:
         spec["activeDeadlineSeconds"] = math.ceil(launch.seconds) + DEADLINE_SLACK_SECONDS
@@ -63,23 +64,51 @@ def job(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]
 
 def secret(name: str, uid: str, launch: Launch, address: str, certificate: str, token: str, settings: LauncherSettings) -> dict[str, Any]:
     """Owned by the Job: it goes with it. Each container sees its own part alone."""
-    task = {
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+    contents = {"task.json": way(name, address, certificate, token) | files(launch), "program.json": program(name, launch, settings)}
+    return secret_of(owner, contents, settings, {LAUNCH: name})
+
+
+def secret_of(owner: dict[str, Any], contents: dict[str, Any], settings: LauncherSettings, labels: dict[str, str]) -> dict[str, Any]:
+    """Of its owner's name, with the courier's source and what else pods are told."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": owner["name"], "labels": {OWNER: settings.owner, **labels}, "ownerReferences": [owner]},
+        "immutable": True,
+        "stringData": {"courier.py": Path(courier.__file__).read_text()} | {key: json.dumps(value) for key, value in contents.items()},
+    }
+
+
+def way(id: str, address: str, certificate: str, token: str) -> dict[str, Any]:
+    """How a courier finds its owner, and where it keeps its own things."""
+    return {
         "address": address,
         "certificate": certificate,
-        "id": name,
+        "id": id,
         "token": token,
+        "state": f"{_STATE}/sent.json",
+        "control": _CONTROL,
+    }
+
+
+def files(launch: Launch) -> dict[str, Any]:
+    """What a courier brings and carries home."""
+    return {
         "roots": [str(path) for path in _roots(launch)],
         "journals": journals(launch),
         "skip": _skipped(launch),
-        "state": f"{_STATE}/sent.json",
-        "control": _CONTROL,
         "mirrored": launch.cwd is not None,
     }
+
+
+def program(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
+    """What the wrapper runs."""
     environment = dict(launch.env) | meeting.variables(name, launch)
     if launch.devices:
         # A pod counts the devices that it was given from 0.
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in range(launch.devices))
-    program = {
+    return {
         # This process's own Python is another machine's.
         "argv": [settings.python if str(word) == sys.executable else str(word) for word in launch.argv],
         "env": environment,
@@ -89,21 +118,8 @@ def secret(name: str, uid: str, launch: Launch, address: str, certificate: str, 
         "control": _CONTROL,
         "told": "/dev/termination-log",
         "grace": EVICTED_SECONDS,
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": name,
-            "labels": {OWNER: settings.owner, LAUNCH: name},
-            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}],
-        },
-        "immutable": True,
-        "stringData": {
-            "courier.py": Path(courier.__file__).read_text(),
-            "task.json": json.dumps(task),
-            "program.json": json.dumps(program),
-        },
+        # A Job's pod begins its containers once.
+        "once": bool(launch.group),
     }
 
 
@@ -123,7 +139,8 @@ def _skipped(launch: Launch) -> list[str]:
     return [str(scratch.relative_to(launch.cwd))] if launch.cwd and scratch != launch.cwd and scratch.is_relative_to(launch.cwd) else []
 
 
-def _labels(name: str, launch: Launch, settings: LauncherSettings) -> tuple[dict[str, str], dict[str, str]]:
+def labels_of(name: str, launch: Launch, settings: LauncherSettings) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels, and the annotations that say in full what does not fit into one."""
     labels = {
         "app.kubernetes.io/name": "lepton",
         "app.kubernetes.io/component": launch.labels.get("role", "program"),
@@ -140,7 +157,8 @@ def _labels(name: str, launch: Launch, settings: LauncherSettings) -> tuple[dict
     return labels, annotations
 
 
-def _pod(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
+def pod_of(name: str, launch: Launch, settings: LauncherSettings) -> dict[str, Any]:
+    """Its Secret has the same name."""
     folders = [{"name": f"folder-{number}", "mountPath": str(path)} for number, path in enumerate(_roots(launch))]
     fetch = _courier(FETCH, folders, settings)
     mirror = _courier(MIRROR, folders[:1] if launch.cwd else [], settings) | {"restartPolicy": "Always"}
@@ -216,12 +234,12 @@ def _courier(name: str, folders: list[dict[str, Any]], settings: LauncherSetting
 
 def _program(launch: Launch, folders: list[dict[str, Any]], settings: LauncherSettings) -> dict[str, Any]:
     mounts: list[dict[str, Any]] = [
-        {"name": "told", "mountPath": _TOLD, "readOnly": True},
+        {"name": "told", "mountPath": TOLD, "readOnly": True},
         {"name": "control", "mountPath": _CONTROL, "readOnly": True},
         {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 (the pod's own)
         *(folder | {"readOnly": launch.cwd is None or number > 0} for number, folder in enumerate(folders)),
     ]
-    container = _container(PROGRAM, ["run", f"{_TOLD}/program.json"], mounts, settings) | {"resources": _resources(launch, settings)}
+    container = _container(PROGRAM, ["run", f"{TOLD}/program.json"], mounts, settings) | {"resources": _resources(launch, settings)}
     if launch.port:
         container["ports"] = [{"name": "serve", "containerPort": launch.port}]
     return container

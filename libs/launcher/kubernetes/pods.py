@@ -43,9 +43,9 @@ def see(pod: Pod) -> Seen:
     if status is None:
         return Seen()
     containers = {each.name: each for each in (*(status.initContainerStatuses or ()), *(status.containerStatuses or ()))}
-    program = _state(containers.get(PROGRAM))
+    program = _first_life(containers.get(PROGRAM))
     exit, not_started = _exit(program.terminated) if program.terminated else (None, "")
-    fetch = _state(containers.get(FETCH)).terminated
+    fetch = _first_life(containers.get(FETCH)).terminated
     if fetch and fetch.exitCode:
         not_started = f"its files could not be brought to it: {_short(fetch.message or fetch.reason)}"
     over = status.phase in ("Succeeded", "Failed")
@@ -74,6 +74,12 @@ def see(pod: Pod) -> Seen:
 
 def _state(status: ContainerStatus | None) -> ContainerState:
     return (status.state if status else None) or ContainerState()
+
+
+def _first_life(status: ContainerStatus | None) -> ContainerState:
+    """A Deployment's pods begin their containers anew; whatever runs there then is not the program."""
+    before = status.lastState if status else None
+    return before if before and before.terminated else _state(status)
 
 
 def _exit(ended: ContainerStateTerminated) -> tuple[Exit | None, str]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from lightkube.models.core_v1 import ContainerState
 from lightkube.resources.core_v1 import Pod
 
 from libs.launcher import Exit
@@ -102,3 +103,11 @@ def test_ends_that_are_the_clusters_doing() -> None:
 
 def test_words_have_an_end() -> None:
     assert len(see(pod({"waiting": {"reason": "ErrImagePull", "message": "x" * 10_000}})).stuck) < 500
+
+
+@pytest.mark.parametrize("now", [{"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}, ended(143)])
+def test_what_runs_in_a_container_that_was_begun_anew_is_not_the_program(now: dict[str, Any]) -> None:
+    seen = pod(now, phase="Running")
+    assert seen.status and seen.status.containerStatuses
+    seen.status.containerStatuses[0].lastState = ContainerState.from_dict(ended(3))
+    assert (see(seen).exit, see(seen).running, see(seen).stuck) == (Exit(3), False, "")

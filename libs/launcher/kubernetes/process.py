@@ -91,7 +91,7 @@ class Pod:
                 raise LaunchError(f"{self.id} could not be started: {why}")
             if self._seen is None and time.monotonic() > next_question:
                 next_question += PODLESS_SECONDS
-                if why := await self._cluster.warning_of(self.handle.rpartition("/")[2]):
+                if why := await self._podless():
                     raise LaunchError(f"{self.id} could not be started: the cluster makes no pod for it: {why}")
             await self._require_in_time()
             await self._next()
@@ -112,7 +112,7 @@ class Pod:
                     return await self.wait()
             log.warning("pod_does_not_obey", pod=self.name)
             with suppress(Transient, LaunchError):
-                await self._cluster.remove(self.name)
+                await self._remove()
             patience = KILLED_SECONDS
 
     def alive(self) -> bool:
@@ -124,9 +124,16 @@ class Pod:
         await self._exchange.withdraw(self.shipment)
         self._on_end()
         try:
-            await self._cluster.remove(self.name)
+            await self._remove()
         except (Transient, LaunchError) as error:
             log.warning("job_removal_put_off", job=self.name, error=str(error))
+
+    async def _remove(self) -> None:
+        await self._cluster.remove(self.name)
+
+    async def _podless(self) -> str:
+        """Why the cluster makes no pod for it, if it says so."""
+        return await self._cluster.warning_of(self.handle.rpartition("/")[2])
 
     def _why_not(self) -> str:
         """Why it will not start, if that is clear by now."""

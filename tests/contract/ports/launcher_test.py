@@ -3,26 +3,43 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libs.launcher import Exit, Launch, Launcher, LaunchError, LauncherSettings, Process
-from tests.pods import folder, launcher, launcher_settings
+from tests.pods import folder, launcher_settings, running_launcher
 
-__all__ = ["folder", "launcher"]
+__all__ = ["folder"]
 
 SLEEP = ["python", "-c", "import time; print('up', flush=True); time.sleep(600)"]
 DEAF = ["python", "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"]
 
 
+class Grouped:
+    """Starts all in one group."""
+
+    def __init__(self, launcher: Launcher, group: str) -> None:
+        self._launcher, self._group = launcher, group
+        self.end, self.forget = launcher.end, launcher.forget
+
+    async def start(self, launch: Launch) -> Process:
+        return await self._launcher.start(replace(launch, group=self._group))
+
+
+@pytest.fixture(params=["", "line-1"], ids=["alone", "grouped"])
+def group(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=["subprocess:", "kubernetes:"])
-def settings(request: pytest.FixtureRequest) -> LauncherSettings:
-    if request.param == "subprocess:":
-        return LauncherSettings()
-    return launcher_settings()
+async def launcher(request: pytest.FixtureRequest, group: str) -> AsyncIterator[Launcher]:
+    settings = LauncherSettings() if request.param == "subprocess:" else launcher_settings()
+    async with running_launcher(settings) as running:
+        yield Grouped(running, group)
 
 
 def launch(folder: Path, argv: list[str], **changed: Any) -> Launch:
@@ -204,3 +221,11 @@ async def test_several_at_once(launcher: Launcher, tmp_path: Path) -> None:
     assert len({process.handle for process in processes}) == 4
     exits = await asyncio.gather(*(process.stop(5) for process in processes))
     assert set(exits) == {Exit(None, signal.SIGTERM)}
+
+
+async def test_a_group_that_is_over_can_be_begun_again(launcher: Launcher, folder: Path) -> None:
+    for _ in range(2):
+        process = await launcher.start(launch(folder, python("")))
+        assert await ended(process) == Exit(0)
+        await launcher.forget("line-1")
+        await launcher.forget("never-begun")

@@ -39,6 +39,9 @@ class Anywhere:
     async def end(self, handle: str) -> bool:
         return await self._launcher.end(handle)
 
+    async def forget(self, group: str) -> None:
+        await self._launcher.forget(group)
+
 
 @pytest.fixture
 async def launcher() -> AsyncIterator[Any]:

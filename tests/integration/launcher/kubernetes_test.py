@@ -19,6 +19,7 @@ from tests.pods import folder, kubectl, launcher, launcher_settings
 __all__ = ["folder", "launcher"]
 
 SLEEP = ["python", "-c", "import time; print('up', flush=True); time.sleep(600)"]
+GROUPS = ["", "line-1"]
 OWNER = """
 import asyncio, pathlib, sys
 from libs.launcher import Launch, LauncherSettings, open_launcher
@@ -28,7 +29,9 @@ async def main():
     launcher, parts = open_launcher(LauncherSettings.model_validate_json(sys.argv[1]))
     lifecycle = Lifecycle(parts)
     await lifecycle.start()
-    launch = Launch("orphan", ["python", "-c", "import time; time.sleep(600)"], cwd=folder, stdout=folder / "out", stderr=folder / "out")
+    out = folder / "out"
+    argv = ["python", "-c", "import time; time.sleep(600)"]
+    launch = Launch("orphan", argv, cwd=folder, stdout=out, stderr=out, group=sys.argv[3])
     process = await launcher.start(launch)
     (folder / "handle").write_text(process.handle)
     await process.wait()
@@ -63,11 +66,11 @@ def pods(settings: LauncherSettings) -> list[dict[str, Any]]:
 
 
 def left(settings: LauncherSettings) -> str:
-    return kubectl("get", "jobs,pods,secrets", "--selector", f"lepton.dev/owner={settings.owner}", "--output", "name")
+    return kubectl("get", "jobs,deployments,pods,secrets", "--selector", f"lepton.dev/owner={settings.owner}", "--output", "name")
 
 
-def start_and_kill_an_owner(settings: LauncherSettings, folder: Path) -> None:
-    owner, give_up = subprocess.Popen([sys.executable, "-c", OWNER, settings.model_dump_json(), folder]), time.monotonic() + 60
+def start_and_kill_an_owner(settings: LauncherSettings, folder: Path, group: str = "") -> None:
+    owner, give_up = subprocess.Popen([sys.executable, "-c", OWNER, settings.model_dump_json(), folder, group]), time.monotonic() + 60
     while not (folder / "handle").exists() and time.monotonic() < give_up:
         time.sleep(0.1)
     owner.kill()
@@ -78,6 +81,30 @@ def start_and_kill_an_owner(settings: LauncherSettings, folder: Path) -> None:
 async def test_nothing_is_left_of_what_has_ended(launcher: Launcher, settings: LauncherSettings, folder: Path) -> None:
     process = await launcher.start(launch(folder, ["true"]))
     assert await process.wait() == Exit(0)
+    await until(lambda: not left(settings))
+
+
+async def test_a_group_is_one_deployment_from_whose_pods_one_is_taken_alone(
+    launcher: Launcher, settings: LauncherSettings, tmp_path: Path
+) -> None:
+    """None of the others, though some are not ready yet: the cluster itself would take those first."""
+    folders = [tmp_path / str(number) for number in range(4)]
+    for each in folders:
+        each.mkdir()
+    first = await asyncio.gather(*(launcher.start(launch(each, group="line-1", cpu_millis=50)) for each in folders[:3]))
+    last, _ = await asyncio.gather(launcher.start(launch(folders[3], group="line-1", cpu_millis=50)), first[1].stop(5))
+    (name,) = kubectl("get", "deployments", "--selector", f"lepton.dev/owner={settings.owner}", "--output", "name").split()
+
+    def shown() -> tuple[str, set[str]]:
+        wanted = kubectl("get", name, "--output", "jsonpath={.spec.replicas}")
+        return wanted, {pod["metadata"]["uid"] for pod in pods(settings) if "deletionTimestamp" not in pod["metadata"]}
+
+    handles = {process.handle.rpartition("/")[2] for process in (first[0], first[2], last)}
+    await until(lambda: shown() == ("3", handles))
+    assert all(process.alive() for process in (first[0], first[2], last))
+    await asyncio.gather(*(process.stop(0) for process in (first[0], first[2], last)))
+    await until(lambda: shown() == ("0", set()))
+    await launcher.forget("line-1")
     await until(lambda: not left(settings))
 
 
@@ -104,8 +131,9 @@ async def test_a_pod_may_do_nothing_but_run_its_program(launcher: Launcher, sett
     await process.stop(1)
 
 
-async def test_a_killed_owners_pods_are_ended_by_its_successor(settings: LauncherSettings, folder: Path) -> None:
-    await asyncio.to_thread(start_and_kill_an_owner, settings, folder)
+@pytest.mark.parametrize("group", GROUPS)
+async def test_a_killed_owners_pods_are_ended_by_its_successor(settings: LauncherSettings, folder: Path, group: str) -> None:
+    await asyncio.to_thread(start_and_kill_an_owner, settings, folder, group)
     assert len(await asyncio.to_thread(pods, settings)) == 1
     launcher, parts = open_launcher(settings)
     lifecycle = Lifecycle(parts)
@@ -142,8 +170,9 @@ async def test_what_an_owner_left_half_made_is_removed(settings: LauncherSetting
     await process.stop(1)
 
 
-async def test_a_pod_that_is_taken_away_is_told_in_words(launcher: Launcher, settings: LauncherSettings, folder: Path) -> None:
-    process = await launcher.start(launch(folder))
+@pytest.mark.parametrize("group", GROUPS)
+async def test_a_pod_that_is_taken_away_is_told_in_words(launcher: Launcher, settings: LauncherSettings, folder: Path, group: str) -> None:
+    process = await launcher.start(launch(folder, group=group))
     await up(folder)
     (pod,) = await asyncio.to_thread(pods, settings)
     await asyncio.to_thread(kubectl, "delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force", "--wait=false")
@@ -152,10 +181,11 @@ async def test_a_pod_that_is_taken_away_is_told_in_words(launcher: Launcher, set
     assert "its pod was deleted" in (folder / "out").read_text()
 
 
-async def test_a_drained_pod_sends_its_last_words(launcher: Launcher, settings: LauncherSettings, folder: Path) -> None:
+@pytest.mark.parametrize("group", GROUPS)
+async def test_a_drained_pod_sends_its_last_words(launcher: Launcher, settings: LauncherSettings, folder: Path, group: str) -> None:
     code = "import signal, sys, time\n"
     code += "signal.signal(15, lambda *_: (print('goodbye', flush=True), sys.exit(4)))\nprint('up', flush=True)\ntime.sleep(600)"
-    process = await launcher.start(launch(folder, ["python", "-c", code]))
+    process = await launcher.start(launch(folder, ["python", "-c", code], group=group))
     await up(folder)
     (pod,) = await asyncio.to_thread(pods, settings)
     await asyncio.to_thread(kubectl, "delete", "pod", pod["metadata"]["name"], "--wait=false")
@@ -164,6 +194,7 @@ async def test_a_drained_pod_sends_its_last_words(launcher: Launcher, settings: 
     assert "goodbye" in (folder / "out").read_text()
 
 
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(
     ("changed", "wanted", "words"),
     [
@@ -177,7 +208,7 @@ async def test_a_drained_pod_sends_its_last_words(launcher: Launcher, settings: 
     ],
 )
 async def test_what_the_cluster_will_not_run_is_said_in_words(
-    settings: LauncherSettings, folder: Path, changed: dict[str, Any], wanted: dict[str, Any], words: str
+    settings: LauncherSettings, folder: Path, changed: dict[str, Any], wanted: dict[str, Any], words: str, group: str
 ) -> None:
     launcher, parts = open_launcher(settings.model_copy(update=changed))
     lifecycle = Lifecycle(parts)
@@ -185,9 +216,10 @@ async def test_what_the_cluster_will_not_run_is_said_in_words(
     try:
         began = time.monotonic()
         with pytest.raises(LaunchError) as error:
-            await launcher.start(launch(folder, **wanted))
+            await launcher.start(launch(folder, group=group, **wanted))
         assert words in str(error.value)
         assert time.monotonic() - began < 90
+        await launcher.forget(group)
         await until(lambda: not left(settings))
     finally:
         await lifecycle.stop()

@@ -43,6 +43,9 @@ class PlayedCluster:
     async def jobs(self) -> list[str]:
         return list(self._running)
 
+    async def deployments(self) -> dict[str, int]:
+        return {}
+
     async def pods(self) -> tuple[str, list[Pod]]:
         return "1", [self._pod(name) for name in self._statuses]
 
