@@ -1,5 +1,6 @@
 """gRPC of the marketplace."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -13,6 +14,10 @@ from libs.errors import Invalid, NotFound, Violation
 from libs.service.edge import Edge
 from services.marketplace import handlers, repository, wire
 from services.marketplace.domain.prices import check_price
+
+
+# What was called is recorded by then.
+TOLD_SECONDS = 2.0
 
 
 class Deployment(Protocol):
@@ -97,11 +102,24 @@ class MarketplaceServicer(Edge, MarketplaceServiceServicer):
         return pb.ListSubscriptionsResponse(subscriptions=messages, next_page_token=_next(found, size))
 
     async def CreateReview(self, request: pb.CreateReviewRequest, context: Any) -> listing_pb2.Review:
+        await self._hear_of_calls(request.slug)
         async with self.unit(request) as unit:
             review = await handlers.create_review(
                 unit, workspace=self.workspace, slug=request.slug, stars=request.stars, text=request.text, now=self.clock()
             )
             return await unit.reply(wire.review_message(review))
+
+    async def _hear_of_calls(self, slug: str) -> None:
+        """A gateway tells of a call a moment after it was answered."""
+        workspace, give_up = self.workspace, time.monotonic() + TOLD_SECONDS
+        while True:
+            async with self.read() as session:
+                subscription = await repository.last_subscription(session, workspace, slug)
+                if subscription is None or await repository.has_called(session, workspace, slug):
+                    return
+            if time.monotonic() > give_up:
+                return
+            await asyncio.sleep(0.1)
 
     async def ListReviews(self, request: pb.ListReviewsRequest, context: Any) -> pb.ListReviewsResponse:
         size, before = page_size(request.page_size), start_after(request.page_token)
