@@ -15,7 +15,6 @@ from libs.service.edge import Edge
 from services.marketplace import handlers, repository, wire
 from services.marketplace.domain.prices import check_price
 
-
 # What was called is recorded by then.
 TOLD_SECONDS = 2.0
 
