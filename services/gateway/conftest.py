@@ -89,6 +89,7 @@ async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore,
             identity=IdentitySettings(private_key=SecretStr(PRIVATE)),
             limits=limits,
             prediction_block=10,
+            predict_seconds=5,
         )
         traces = FakeTraces()
         control = ControlPlane(settings, traces=traces, datasets=datasets, models=models)

@@ -25,6 +25,15 @@ Address = tuple[str, int]
 class Unanswered(Exception):
     """The replica could not be reached, or was gone before the first byte of its answer: another one may be asked."""
 
+    # Whether it may have read the request.
+    sent = True
+
+
+class Unreached(Unanswered):
+    """Nothing was sent."""
+
+    sent = False
+
 
 class BrokenOff(Exception):
     """The answer had begun."""
@@ -263,7 +272,7 @@ class Pool:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(self, address), host, port)
         except (OSError, TimeoutError) as error:
-            raise Unanswered(str(error) or f"no connection within {CONNECT_SECONDS:g} s") from error
+            raise Unreached(str(error) or f"no connection within {CONNECT_SECONDS:g} s") from error
         self._all.add(connection)
         return connection
 

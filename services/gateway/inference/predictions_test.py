@@ -88,8 +88,18 @@ async def test_a_dead_replica_is_passed_over(world: World) -> None:
 async def test_no_replica_lives(world: World) -> None:
     dead = await world.add_replica("dead")
     await dead.stop()
-    check_problem(await world.client.post(PATH, json=ROWS), 503, "unavailable")
+    check_problem(await world.client.post(PATH, json=ROWS), 504, "deadline_exceeded")
     assert world.behind.deployment.batches == {}
+
+
+async def test_a_request_is_held_while_the_only_replica_is_replaced(world: World) -> None:
+    dead = await world.add_replica("dead")
+    await dead.stop()
+    asking = asyncio.create_task(world.client.post(PATH, json=ROWS))
+    await asyncio.sleep(0.5)
+    world.behind.deployment.replicas.clear()
+    await world.add_replica("alive")
+    assert (await asking).status_code == 200
 
 
 async def test_a_replica_that_was_replaced_under_its_address(world: World) -> None:

@@ -27,6 +27,7 @@ RESOLVED_SECONDS = 1.0
 STALE_SECONDS = 600.0
 # How long one question waits for an endpoint that starts; it is asked again until the request's own time is over.
 STARTING_SECONDS = 30.0
+# So many replicas may be gone with a request in hand; those that were not reached don't count.
 ATTEMPTS = 3
 SHADOWS_AT_ONCE, SHADOW_SECONDS = 32, 10.0
 # Of deployment, beyond the waiting that it was asked for.
@@ -59,6 +60,11 @@ class Resolved:
     revisions: list[int]
     percents: list[int]
     shadow: int = 0
+
+    @property
+    def serving(self) -> list[Replica]:
+        """Those of all revisions, but for a shadow's."""
+        return [replica for revision, some in self.replicas.items() if revision != self.shadow for replica in some]
 
 
 class Router:
@@ -114,9 +120,8 @@ class Router:
         self, key: Key, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes, until: float, current: bool
     ) -> Reply:
         tried: set[str] = set()
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._resolved.drop(key)
+        sent = failures = 0
+        while True:
             resolved = None if current else self._resolved.now(key)
             if resolved is None:
                 resolved = await self._find(key, current, until)
@@ -128,10 +133,16 @@ class Router:
                     self._copy(key, resolved, reply, method, path, headers, body)
                 return reply
             except Unanswered as error:
-                tried.add(replica.id)
                 _log.warning("replica_unreachable", workspace=key[0], endpoint=key[1], replica=replica.id, error=str(error))
-                await asyncio.sleep(0.1 * attempt)
-        raise Transient(f"no replica of endpoint '{key[1]}' can be reached; they are being replaced, try again in a moment")
+                sent, failures = sent + error.sent, failures + 1
+            # It may be what kills them.
+            if sent >= ATTEMPTS:
+                raise Transient(f"no replica of endpoint '{key[1]}' answers; they are being replaced, try again in a moment")
+            tried.add(replica.id)
+            current = True
+            # Those that are left are asked at once; where none is, the next one takes a moment.
+            if all(each.id in tried for each in resolved.serving):
+                await asyncio.sleep(min(1.0, 0.05 * failures))
 
     def _pick(self, resolved: Resolved, tried: set[str]) -> Replica:
         revisions = resolved.revisions
@@ -140,7 +151,7 @@ class Router:
         if len(of_revision) == 1 and not tried:
             return of_revision[0]
         others = [each for each in of_revision if each.id not in tried]
-        others = others or [each for some in resolved.replicas.values() for each in some if each.id not in tried] or of_revision
+        others = others or [each for each in resolved.serving if each.id not in tried] or of_revision
         return min(others, key=lambda replica: (self._busy[replica.id], random.random()))
 
     async def _ask(self, key: Key, replica: Replica, parts: list[bytes]) -> Reply:
@@ -246,6 +257,6 @@ def _read(answer: deployment_service_pb2.ResolveEndpointResponse) -> Resolved:
         head = f"host: {parts.netloc}\r\nx-lepton-replica-token: {each.token}\r\n".encode()
         by_revision.setdefault(each.revision, []).append(Replica(each.id, each.revision, (parts.hostname, parts.port), head))
     shares = {share.revision: share.percent for share in answer.shares if share.percent and share.revision in by_revision}
-    shares = shares or {revision: len(some) for revision, some in by_revision.items()}
     shadow = next((share.revision for share in answer.shares if share.shadow and share.revision in by_revision), 0)
+    shares = shares or {revision: len(some) for revision, some in by_revision.items() if revision != shadow}
     return Resolved(by_revision, list(shares), list(shares.values()), shadow)
