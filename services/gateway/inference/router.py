@@ -59,7 +59,7 @@ class Resolved:
     replicas: Mapping[int, list[Replica]]
     revisions: list[int]
     percents: list[int]
-    shadow: int = 0
+    shadow: int | None = None
 
     @property
     def serving(self) -> list[Replica]:
@@ -129,7 +129,7 @@ class Router:
             request = self._request(replica, method, path, headers, len(body), until)
             try:
                 reply = await self._ask(key, replica, [request, body] if body else [request])
-                if resolved.shadow and body:
+                if resolved.shadow is not None and body:
                     self._copy(key, resolved, reply, method, path, headers, body)
                 return reply
             except Unanswered as error:
@@ -189,6 +189,7 @@ class Router:
         """Asks the shadow revision too, where it keeps up; nobody waits for it."""
         if reply.status != 200 or reply.stream is not None or len(self._shadows) >= SHADOWS_AT_ONCE:
             return
+        assert resolved.shadow is not None
         replica = random.choice(resolved.replicas[resolved.shadow])
         task = asyncio.create_task(self._compare(key, replica, reply, method, path, headers, body))
         self._shadows.add(task)
@@ -257,6 +258,6 @@ def _read(answer: deployment_service_pb2.ResolveEndpointResponse) -> Resolved:
         head = f"host: {parts.netloc}\r\nx-lepton-replica-token: {each.token}\r\n".encode()
         by_revision.setdefault(each.revision, []).append(Replica(each.id, each.revision, (parts.hostname, parts.port), head))
     shares = {share.revision: share.percent for share in answer.shares if share.percent and share.revision in by_revision}
-    shadow = next((share.revision for share in answer.shares if share.shadow and share.revision in by_revision), 0)
+    shadow = next((share.revision for share in answer.shares if share.shadow and share.revision in by_revision), None)
     shares = shares or {revision: len(some) for revision, some in by_revision.items() if revision != shadow}
     return Resolved(by_revision, list(shares), list(shares.values()), shadow)
