@@ -85,7 +85,8 @@ class Inference:
             if "/" in verb or not name:
                 raise AppError(f"there is nothing at {path[:200]}; /docs lists what there is", code="not_found")
             _require(scope, "POST")
-            query_values(Request(scope), {})
+            if scope["query_string"]:
+                query_values(Request(scope), {})
             await (self._predict if verb == "predict" else self._invoke)(name, scope, receive, send)
         elif match := _MODEL.fullmatch(path):
             model, action = match.groups()
