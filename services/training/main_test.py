@@ -128,7 +128,7 @@ def children_of(pid: int) -> list[int]:
 
 def engines_of(worker: subprocess.Popen[bytes]) -> list[int]:
     """The processes that train, without those that keep them."""
-    return [pid for pid in children_of(worker.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] == b"-P"]
+    return [pid for pid in children_of(worker.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] == b"-m"]
 
 
 def alive(pid: int) -> bool:
@@ -158,7 +158,7 @@ async def test_from_submit_to_model_in_one_trace_and_soon(running: Running) -> N
 
 
 async def test_kill_9_of_engine_and_worker_and_a_cancel(running: Running) -> None:
-    training = job_pb2.TrainingSpec(epochs=6000, seed=7, batch_size=16)
+    training = job_pb2.TrainingSpec(epochs=60_000, seed=7, batch_size=16)
     job = await running.client.CreateTrainingJob(job_request(training=training, output_model="long"))
 
     async def epoch_reached(number: int) -> None:
