@@ -35,6 +35,10 @@ def group(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# Workers of one run are never a group: replicas answer alone.
+alone = pytest.mark.parametrize("group", [""], ids=["alone"], indirect=True)
+
+
 @pytest.fixture(params=["subprocess:", "kubernetes:"])
 async def launcher(request: pytest.FixtureRequest, group: str) -> AsyncIterator[Launcher]:
     settings = LauncherSettings() if request.param == "subprocess:" else launcher_settings()
@@ -122,6 +126,7 @@ async def test_at_once_is_at_once(launcher: Launcher, folder: Path) -> None:
     assert time.monotonic() - began < 20
 
 
+@alone
 async def test_workers_find_each_other_and_the_first_is_heard(launcher: Launcher, folder: Path) -> None:
     """On one machine one program starts them; in a cluster each is a pod, and the first has a name."""
     code = """
@@ -149,6 +154,7 @@ if count > 1:
     assert not (folder / "mine").exists() or (folder / "mine").read_text() == "0"
 
 
+@alone
 async def test_a_worker_that_fails_ends_all(launcher: Launcher, folder: Path) -> None:
     code = """
 import os, sys, time
@@ -164,6 +170,7 @@ time.sleep(600)
     assert time.monotonic() - began < 80
 
 
+@alone
 async def test_workers_are_stopped_together(launcher: Launcher, folder: Path) -> None:
     process = await launcher.start(launch(folder, SLEEP, workers=2))
     await up(folder)
