@@ -269,9 +269,11 @@ def split(inference: ASGIApp, otherwise: ASGIApp, draining: asyncio.Event) -> AS
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if is_inference(scope):
             await inference(scope, receive, send)
-        elif scope["type"] == "http" and draining.is_set() and scope["path"] in ("/healthz", "/readyz"):
+        elif scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            await otherwise(scope, receive, send)
+        elif draining.is_set() and scope["path"] in ("/healthz", "/readyz"):
             await _send(scope, send, Reply(503, {b"content-type": _JSON}, b'{"status":"draining"}'))
-        elif scope["type"] == "http" and scope["path"] == "/healthz":
+        elif scope["path"] == "/healthz":
             await _send(scope, send, Reply(200, {b"content-type": _JSON}, b'{"status":"ok"}'))
         else:
             await otherwise(scope, receive, send)

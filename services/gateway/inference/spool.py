@@ -4,6 +4,7 @@ Knows lines and files; not what they mean. A segment has a name that no other ha
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import uuid
@@ -61,8 +62,19 @@ class Spool:
             self._path.unlink()
 
     def write(self, *line: object) -> None:
-        """Returns once the line is where a kill of this process does not reach it. Raises OSError: the disk is full."""
-        self._size += os.write(self._file, orjson.dumps(line) + b"\n")
+        """Returns once the line is where a kill of this process does not reach it. Raises `storage_full`."""
+        content = orjson.dumps(line) + b"\n"
+        try:
+            written = os.write(self._file, content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _full() from error
+        if written < len(content):
+            # What was written of it must not stand before the next line.
+            os.ftruncate(self._file, self._size)
+            raise _full()
+        self._size += written
         if self._size > _SEGMENT_BYTES:
             self._loop.wake()
 
@@ -74,16 +86,16 @@ class Spool:
         return False
 
     def _open(self) -> None:
-        self._size = 0
         while True:
-            self._path = self._folder / f"{uuid.uuid4().hex}{_OPEN}"
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            path = self._folder / f"{uuid.uuid4().hex}{_OPEN}"
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             # Held while this process lives.
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            if os.fstat(self._file).st_nlink:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                self._file, self._path, self._size = file, path, 0
                 return
             # Another process was between the two lines above, and took it for a dead one's.
-            os.close(self._file)
+            os.close(file)
 
     async def _seal(self) -> None:
         file, path = self._file, self._path
@@ -116,6 +128,11 @@ class Spool:
                 path.rename(path.with_suffix(_REFUSED))
             else:
                 path.unlink(missing_ok=True)
+
+
+def _full() -> AppError:
+    words = "the disk that keeps what is to be billed is full, so that the answer is not given; free some space and try again"
+    return AppError(words, code="storage_full")
 
 
 def _finish(file: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from libs.errors import Invalid, Transient
+from libs.errors import AppError, Invalid, Transient
 from services.gateway.inference.spool import Spool
 
 
@@ -161,3 +162,26 @@ async def test_two_processes_share_a_folder(tmp_path: Path) -> None:
         await spool.stop()
     assert take.lines == [[number] for number in range(100)]
     assert left(tmp_path) == []
+
+
+async def test_a_full_disk_refuses_the_line_and_tears_none(tmp_path: Path) -> None:
+    """By a limit on the size of this process's files, which is what a disk with a little room left does."""
+    take = Taker()
+    away = Transient("away")
+    take.error = away
+    spool = Spool(tmp_path, take)
+    await spool.start()
+    spool.write("a", 1)
+    before, taught = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12, before[1]))
+    try:
+        with pytest.raises(AppError, match="disk") as refused:
+            spool.write("a", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, taught)
+    assert refused.value.code == "storage_full"
+    spool.write("a", 3)
+    take.error = None
+    await spool.stop()
+    assert take.lines == [["a", 1], ["a", 3]]
