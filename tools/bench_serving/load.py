@@ -75,11 +75,15 @@ def _tensors(model: str, inputs: list[dict[str, Any]], raw: bytes | None = None)
     return Request(model, path, head + raw, headers)
 
 
+def keys() -> dict[str, str]:
+    """Of our replica and of our gateway; others pass them over."""
+    return {"x-lepton-replica-token": TOKEN, "authorization": f"Bearer {TOKEN}"}
+
+
 def run(request: Request, port: int, seconds: float, core: int, folder: Path) -> tuple[int, float, float, float, int]:
     """Requests, seconds, p50 and p99 in milliseconds, failures; 32 connections, on one core."""
     script = folder / "load.lua"
-    headers = {"x-lepton-replica-token": TOKEN, **request.headers}
-    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]
+    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in {**keys(), **request.headers}.items()]
     body = "".join(f"\\{byte:03d}" for byte in request.body)
     script.write_text(f'wrk.method = "POST"\nwrk.body = "{body}"\n' + "\n".join(lines) + _DONE)
     command = [

@@ -7,16 +7,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.bench_serving.load import TOKEN, Request
+import psutil
+
+from tools.bench_serving.load import TOKEN, Request, keys
 from tools.proto import ROOT
 
 PEERS = Path(__file__).parent / "peers"
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Server:
     gone: str = ""
 
 
+# A whole platform: key, quota, rate limit, routing and metering, and one trace in a hundred kept.
+GATEWAY = "gateway"
 SERVERS = (
     Server("Lepton replica", ""),
+    Server("Lepton gateway, and its replica on the other core", GATEWAY),
     Server("bare ASGI + ONNX Runtime, no checks", "asgi_onnx.py"),
     Server("FastAPI + torch", "fastapi_torch.py"),
     Server("LitServe", "litserve_app.py", "litserve"),
@@ -59,7 +63,9 @@ def missing(server: Server, peers: Path) -> str:
 def running(server: Server, packages: Path, request: Request, port: int, core: int, peers: Path) -> Iterator[int]:
     """The process's id, once it has answered the request."""
     package = packages / request.model
-    if server.script:
+    if server.script == GATEWAY:
+        command = [sys.executable, "-m", "tools.bench_serving.gateway", str(packages), str(port)]
+    elif server.script:
         python = peers / server.venv / "bin" / "python" if server.venv else Path(sys.executable)
         command = [str(python), str(PEERS / server.script), str(package), str(port)]
     else:
@@ -83,17 +89,16 @@ def running(server: Server, packages: Path, request: Request, port: int, core: i
         process.wait()
 
 
-def processor_seconds(session: int) -> float:
-    """What all processes of a session have used."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
+def processor_seconds(pid: int) -> float:
+    """What a process and those that it started have used."""
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def _path(server: Server) -> str:
@@ -103,8 +108,8 @@ def _path(server: Server) -> str:
 
 def _await_answer(process: "subprocess.Popen[bytes]", request: Request, port: int, log: Path) -> None:
     end = time.monotonic() + 120
-    headers: Mapping[str, str] = {"x-lepton-replica-token": TOKEN, **request.headers}
-    ask = urllib.request.Request(f"http://127.0.0.1:{port}{request.path}", request.body, dict(headers))
+    headers = {**keys(), **request.headers}
+    ask = urllib.request.Request(f"http://127.0.0.1:{port}{request.path}", request.body, headers)
     while True:
         try:
             urllib.request.urlopen(ask, timeout=5).close()
