@@ -43,8 +43,8 @@ def test_a_pod_of_each_service_deleted_during_jobs_and_predictions(cluster_platf
 @pytest.fixture
 def pairs(cluster_platform: Cluster) -> Iterator[Cluster]:
     """Two of everything that is the platform's own, and a second version of its images in the cluster."""
-    # The runner is of training's image, and what it runs of the worker's.
-    named = [f"lepton/{service}" for service in SERVICES if service not in ("data-worker", "runner")] + ["lepton/worker"]
+    # The control plane is of the gateway's image and the runner of training's; what that runs is of the worker's.
+    named = [f"lepton/{service}" for service in SERVICES if service not in ("control", "data-worker", "runner")] + ["lepton/worker"]
     for image in named:
         subprocess.run(["docker", "tag", f"{image}:dev", f"{image}:next"], check=True, timeout=60)
         subprocess.run([ROOT / "tools" / "cluster" / "load.sh", f"{image}:next"], check=True, timeout=600)
