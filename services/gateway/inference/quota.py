@@ -159,6 +159,11 @@ class PredictionQuota:
                 allowance.settling.remove(block)
                 continue
             request = accounts_service_pb2.ReleaseQuotaRequest(workspace=workspace, reservation=block.reservation, metric=METRIC)
-            with acting(Call()):
-                await self._accounts.ReleaseQuota(request)
+            try:
+                # Predictions wait for the lock that is held meanwhile.
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    with acting(Call()):
+                        await self._accounts.ReleaseQuota(request)
+            except TimeoutError:
+                raise Transient("accounts did not answer in time") from None
             allowance.settling.remove(block)
