@@ -37,7 +37,7 @@ class Authenticator:
     async def identify(self, key: str) -> Identity:
         """Raises Unauthenticated for a key that is unknown or revoked."""
         digest = hashlib.sha256(key.encode()).digest()
-        known = self._known.now(digest) or await self._known.get(digest)
+        known = await self._known.get(digest)
         if isinstance(known, Unauthenticated):
             raise Unauthenticated(known.detail)
         return known

@@ -3,12 +3,14 @@
 import asyncio
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
-from libs.lifecycle import Lifecycle
+from libs.lifecycle import Component, Lifecycle
 from libs.process import run
 from libs.storage import ArtifactStore, open_store
 from libs.telemetry import TraceStore, open_trace_store
@@ -42,7 +44,30 @@ from services.gateway.uploads import UploadTokens
 GRACE_SECONDS, SLACK_SECONDS = 15, 5.0
 
 
-class ControlPlane:
+class _Listening:
+    """A lifecycle component: an application at an address, behind the parts that it stands on."""
+
+    def __init__(
+        self, app: ASGIApp, settings: GatewaySettings, parts: Sequence[Component], *, draining: asyncio.Event, closing: asyncio.Event
+    ) -> None:
+        self._server = HttpServer(app, settings, draining=draining, closing=closing, grace_seconds=GRACE_SECONDS)
+        self._parts = Lifecycle([*parts, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._server.address
+
+    async def start(self) -> None:
+        """Listens; raises OSError in words when the port is taken."""
+        await self._parts.start()
+
+    async def stop(self) -> None:
+        """Answers what has been asked, then ends."""
+        await self._parts.stop()
+
+
+class ControlPlane(_Listening):
     """A lifecycle component: the REST control plane. `traces` and the stores are given where another process part keeps them.
 
     `address` is the URL after start(); `app` the ASGI application.
@@ -75,24 +100,10 @@ class ControlPlane:
         ]
         operations += Reference(operations).operations()
         self.app: FastAPI = build_app(operations, authenticator, RateLimits(limits), problems)
-        self._server = HttpServer(self.app, settings, draining=draining, closing=closing, grace_seconds=GRACE_SECONDS)
-        self._parts = Lifecycle([peers, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS)
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return self._server.address
-
-    async def start(self) -> None:
-        """Listens; raises OSError in words when the port is taken."""
-        await self._parts.start()
-
-    async def stop(self) -> None:
-        """Answers what has been asked, then ends."""
-        await self._parts.stop()
+        super().__init__(self.app, settings, [peers], draining=draining, closing=closing)
 
 
-class Gateway:
+class Gateway(_Listening):
     """A lifecycle component: the platform's public address. Answers inference itself, and has the control plane answer all else.
 
     Any number of these may run, on one port too (`share_port`); none knows of the others.
@@ -109,23 +120,7 @@ class Gateway:
         draining = asyncio.Event()
         guarded = Authentication(inference, Authenticator(peers.accounts), RateLimits(limits), problems)
         app = split(Tracing(guarded, problems), forward, draining)
-        self._server = HttpServer(app, settings, draining=draining, closing=asyncio.Event(), grace_seconds=GRACE_SECONDS)
-        self._parts = Lifecycle(
-            [peers, traffic, inference, forward, self._server], grace_seconds=settings.drain_seconds + GRACE_SECONDS + SLACK_SECONDS
-        )
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return self._server.address
-
-    async def start(self) -> None:
-        """Listens; raises OSError in words when the port is taken."""
-        await self._parts.start()
-
-    async def stop(self) -> None:
-        """Answers what has been asked, then ends."""
-        await self._parts.stop()
+        super().__init__(app, settings, [peers, traffic, inference, forward], draining=draining, closing=asyncio.Event())
 
 
 def trace_store(settings: GatewaySettings) -> TraceStore:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from libs.errors import Invalid, Violation, near
@@ -24,10 +24,15 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     """The whole body, at most `limit` bytes that come within `seconds`."""
     _require_plain(request)
     _check_declared(request, limit, "the body")
-    parts, size = [], 0
+    parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
+            # Not by stream(): mostly the whole body is one message, and predictions are read here too.
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
                 if size > limit:
                     raise too_large("the body", limit)

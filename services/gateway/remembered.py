@@ -78,10 +78,6 @@ class Remembered(Generic[K, V]):
         """Whether there is an answer, old or new."""
         return key in self._known
 
-    def drop(self, key: K) -> None:
-        """Forgets one; what is being asked right now is no answer either."""
-        self._known.pop(key, None)
-
     def clear(self) -> None:
         """Forgets all."""
         self._known.clear()

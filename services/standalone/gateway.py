@@ -4,7 +4,6 @@
 """
 
 import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvloop
@@ -12,17 +11,12 @@ import uvloop
 from libs.process import run
 from services.gateway.main import Gateway
 from services.gateway.settings import GatewaySettings
-from services.standalone.home import Home
 from services.standalone.wiring import Wiring
 
 
 def main(path: str) -> None:
     """Answers until SIGTERM, or until the platform is gone."""
-    home = Home(Path(path))
-    running = home.running()
-    if running is None:
-        raise SystemExit(f"no platform runs in {home.path}")
-    wiring = Wiring(home, Path(running.sockets), running.broker)
+    wiring, running = Wiring.of_running(path)
     public = urlsplit(running.url)
     settings = GatewaySettings(
         **wiring.of_gateway,

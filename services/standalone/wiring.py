@@ -11,7 +11,7 @@ from libs.events import EventLogSettings
 from libs.rpc import generate_key
 from libs.service import IdentitySettings, PeerSettings
 from libs.storage import StorageSettings
-from services.standalone.home import Home
+from services.standalone.home import Home, Running
 
 SERVICES = ("accounts", "data", "compute", "training", "deployment", "marketplace")
 
@@ -23,6 +23,15 @@ class Wiring:
     home: Home
     sockets: Path
     broker: str
+
+    @classmethod
+    def of_running(cls, path: str) -> tuple["Wiring", Running]:
+        """Of the platform that runs in that home, for a process beside it; ends the process where none does."""
+        home = Home(Path(path))
+        running = home.running()
+        if running is None:
+            raise SystemExit(f"no platform runs in {home.path}")
+        return cls(home, Path(running.sockets), running.broker), running
 
     @property
     def telemetry_url(self) -> str:

@@ -5,7 +5,6 @@
 
 import asyncio
 import sys
-from pathlib import Path
 
 from libs import telemetry
 from libs.events import open_event_log
@@ -14,7 +13,6 @@ from libs.tasks import TaskQueue, Worker
 from libs.telemetry import InService
 from services.data import main as data
 from services.data.settings import Settings as DataSettings
-from services.standalone.home import Home
 from services.standalone.wiring import Wiring
 from services.training import main as training
 from services.training.settings import Settings as TrainingSettings
@@ -22,11 +20,7 @@ from services.training.settings import Settings as TrainingSettings
 
 def main(path: str) -> None:
     """Works until SIGTERM, or until the platform is gone."""
-    home = Home(Path(path))
-    running = home.running()
-    if running is None:
-        raise SystemExit(f"no platform runs in {home.path}")
-    wiring = Wiring(home, Path(running.sockets), running.broker)
+    wiring, _ = Wiring.of_running(path)
     telemetry.setup("worker", url=wiring.telemetry_url)
     try:
         asyncio.run(_work(wiring))

@@ -6,8 +6,7 @@ Knows no model: bytes pass through as they are, both ways.
 import asyncio
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import orjson
@@ -26,7 +25,7 @@ from services.gateway.inference.router import NoReplica, Router
 from services.gateway.messages import query_values, read_body
 from services.gateway.operations import TEMPLATE
 from services.gateway.peers import Peers
-from services.gateway.problems import PROBLEM_JSON, encode, from_document, too_large
+from services.gateway.problems import PROBLEM_JSON, encode, from_document
 from services.gateway.remembered import Remembered
 from services.gateway.settings import Limits
 
@@ -132,7 +131,7 @@ class Inference:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
         payer = current_call().identity.workspace
-        body = await _whole(scope, receive, self._limits)
+        body = await read_body(Request(scope, receive), self._limits.predict_bytes, self._limits.body_seconds)
         started = time.perf_counter()
         await self._quota.admit(payer)
         reply = await _unless_gone(self._router.send(owner, endpoint, "POST", path, _headers(scope), body), scope)
@@ -167,36 +166,7 @@ async def _about_itself(scope: Scope, send: Send) -> None:
     await _send(scope, send, Reply(200, {b"content-type": _JSON}, orjson.dumps(known[path])))
 
 
-async def _whole(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """The body; mostly it is here already."""
-    headers = scope["headers"]
-    if not any(name == b"content-encoding" or (name == b"content-length" and len(value) > 6) for name, value in headers):
-        async with asyncio.timeout(limits.body_seconds) as patience:
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                body: bytes = message["body"]
-                if len(body) > limits.predict_bytes:
-                    raise too_large("the body", limits.predict_bytes)
-                return body
-            patience.reschedule(None)
-        return await read_body(Request(scope, _again(message, receive)), limits.predict_bytes, limits.body_seconds)
-    return await read_body(Request(scope, receive), limits.predict_bytes, limits.body_seconds)
-
-
-def _again(first: Any, receive: Receive) -> Receive:
-    seen = False
-
-    async def both() -> Any:
-        nonlocal seen
-        if seen:
-            return await receive()
-        seen = True
-        return first
-
-    return both
-
-
-async def _unless_gone(answer: Any, scope: Scope) -> Reply:
+async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
     """A caller that goes away takes its request back: the replica need not answer it."""
     task = asyncio.current_task()
     assert task is not None
@@ -209,8 +179,7 @@ async def _unless_gone(answer: Any, scope: Scope) -> Reply:
 
     scope[ON_GONE] = leave
     try:
-        reply: Reply = await answer
-        return reply
+        return await answer
     except asyncio.CancelledError:
         if gone and task.uncancel() == 0:
             raise ClientDisconnect from None

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
@@ -40,6 +41,15 @@ Key = tuple[str, str]
 
 class NoReplica(AppError):
     """Deployment says that none is ready."""
+
+
+class Asked(NamedTuple):
+    """One request, whichever replica gets it."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +119,14 @@ class Router:
         """
         seconds = seconds or self._seconds
         until = time.monotonic() + seconds
-        key = (workspace, endpoint)
+        key, asked = (workspace, endpoint), Asked(method, path, headers, body)
         try:
             async with asyncio.timeout(seconds):
-                return await self._try(key, method, path, headers, body, until, current)
+                return await self._try(key, asked, until, current)
         except TimeoutError:
             raise Transient(f"endpoint '{endpoint}' did not answer within {seconds:g} s", code="deadline_exceeded") from None
 
-    async def _try(
-        self, key: Key, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes, until: float, current: bool
-    ) -> Reply:
+    async def _try(self, key: Key, asked: Asked, until: float, current: bool) -> Reply:
         tried: set[str] = set()
         sent = failures = 0
         while True:
@@ -126,11 +134,10 @@ class Router:
             if resolved is None:
                 resolved = await self._find(key, current, until)
             replica = self._pick(resolved, tried)
-            request = self._request(replica, method, path, headers, len(body), until)
             try:
-                reply = await self._ask(key, replica, [request, body] if body else [request])
-                if resolved.shadow is not None and body:
-                    self._copy(key, resolved, reply, method, path, headers, body)
+                reply = await self._ask(key, replica, asked, until)
+                if resolved.shadow is not None and asked.body:
+                    self._copy(key, random.choice(resolved.replicas[resolved.shadow]), asked, reply)
                 return reply
             except Unanswered as error:
                 _log.warning("replica_unreachable", workspace=key[0], endpoint=key[1], replica=replica.id, error=str(error))
@@ -154,7 +161,8 @@ class Router:
         others = others or [each for each in resolved.serving if each.id not in tried] or of_revision
         return min(others, key=lambda replica: (self._busy[replica.id], random.random()))
 
-    async def _ask(self, key: Key, replica: Replica, parts: list[bytes]) -> Reply:
+    async def _ask(self, key: Key, replica: Replica, asked: Asked, until: float) -> Reply:
+        parts = [_head(replica, asked, until), asked.body] if asked.body else [_head(replica, asked, until)]
         self._busy[replica.id] += 1
         watch = self._traffic.begin(key, replica.revision)
 
@@ -183,39 +191,22 @@ class Router:
             else:
                 leave()
 
-    def _copy(
-        self, key: Key, resolved: Resolved, reply: Reply, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
-    ) -> None:
+    def _copy(self, key: Key, shadow: Replica, asked: Asked, reply: Reply) -> None:
         """Asks the shadow revision too, where it keeps up; nobody waits for it."""
         if reply.status != 200 or reply.stream is not None or len(self._shadows) >= SHADOWS_AT_ONCE:
             return
-        assert resolved.shadow is not None
-        replica = random.choice(resolved.replicas[resolved.shadow])
-        task = asyncio.create_task(self._compare(key, replica, reply, method, path, headers, body))
+        task = asyncio.create_task(self._compare(key, shadow, asked, reply))
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
-    async def _compare(
-        self, key: Key, replica: Replica, reply: Reply, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
-    ) -> None:
-        request = self._request(replica, method, path, headers, len(body), time.monotonic() + SHADOW_SECONDS)
+    async def _compare(self, key: Key, shadow: Replica, asked: Asked, reply: Reply) -> None:
         try:
             async with asyncio.timeout(SHADOW_SECONDS):
-                other = await self._ask(key, replica, [request, body])
+                other = await self._ask(key, shadow, asked, time.monotonic() + SHADOW_SECONDS)
         except (Unanswered, AppError, TimeoutError):
-            self._traffic.compared(key, replica.revision, differs=True)
+            self._traffic.compared(key, shadow.revision, differs=True)
         else:
-            self._traffic.compared(key, replica.revision, differs=other.status != 200 or differs(reply.body, other.body))
-
-    def _request(self, replica: Replica, method: str, path: str, headers: Mapping[bytes, bytes], length: int, until: float) -> bytes:
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        lines = [b"%s %s HTTP/1.1\r\n" % (method.encode(), path.encode()), replica.head]
-        lines += [b"%s: %s\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers]
-        lines += [f"{name}: {value}\r\n".encode() for name, value in carrier.items()]
-        left = max(1, int((until - time.monotonic()) * 1000))
-        lines.append(b"x-lepton-deadline-ms: %d\r\ncontent-length: %d\r\n\r\n" % (left, length))
-        return b"".join(lines)
+            self._traffic.compared(key, shadow.revision, differs=other.status != 200 or differs(reply.body, other.body))
 
     async def _find(self, key: Key, current: bool, until: float) -> Resolved:
         self._traffic.wait(key, 1)
@@ -248,6 +239,17 @@ class Router:
                 f"endpoint '{endpoint}' has no ready replica yet; GET /v1/endpoints/{endpoint} says why", code="deadline_exceeded"
             )
         return _read(answer)
+
+
+def _head(replica: Replica, asked: Asked, until: float) -> bytes:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    lines = [b"%s %s HTTP/1.1\r\n" % (asked.method.encode(), asked.path.encode()), replica.head]
+    lines += [b"%s: %s\r\n" % (name, asked.headers[name]) for name in _PASSED_ON if name in asked.headers]
+    lines += [f"{name}: {value}\r\n".encode() for name, value in carrier.items()]
+    left = max(1, int((until - time.monotonic()) * 1000))
+    lines.append(b"x-lepton-deadline-ms: %d\r\ncontent-length: %d\r\n\r\n" % (left, len(asked.body)))
+    return b"".join(lines)
 
 
 def _read(answer: deployment_service_pb2.ResolveEndpointResponse) -> Resolved:
