@@ -142,3 +142,11 @@ def test_selectors_say_nothing_that_changes_between_versions() -> None:
     for overlay in OVERLAYS:
         for each in workloads(overlay, "lepton"):
             assert set(each["spec"]["selector"]["matchLabels"]) == {"app.kubernetes.io/name"}
+
+
+def test_prometheus_looks_for_every_process_that_offers_metrics() -> None:
+    folder = K8S / "components" / "observability"
+    services = yaml.safe_load_all((folder / "metrics.yaml").read_text())
+    (scrape,) = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
+    (found,) = scrape["dns_sd_configs"]
+    assert set(found["names"]) == {service["metadata"]["name"] for service in services} >= {f"{service}-metrics" for service in SERVICES}
