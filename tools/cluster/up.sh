@@ -245,7 +245,8 @@ start_daemon kubelet "$BIN/kubelet" --config="$RUN/config/kubelet.yaml" \
   --kubeconfig="$RUN/kubeconfig/kubelet.conf" --root-dir="$RUN/kubelet" \
   --hostname-override="$CLUSTER_NODE_NAME" --node-ip="$CLUSTER_NODE_IP"
 
-cat >"$RUN/config/kube-proxy.yaml" <<EOF
+# It ends when this file is written, also where it says what it said; a proxy that runs keeps the one it has.
+pid_of kube-proxy >/dev/null || cat >"$RUN/config/kube-proxy.yaml" <<EOF
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
