@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from libs.db import new_id
+
 
 class Desk:
     """One process's folder under `work_dir`, locked for as long as the process lives: folders beside it that nobody locks are left over."""
@@ -31,9 +33,9 @@ class Desk:
             os.close(self._lock)
             self._lock = None
 
-    def folder(self, name: str) -> Path:
-        """A new folder for one job; its user removes it."""
-        path = self._root / name
+    def folder(self, word: str) -> Path:
+        """A new folder for one job, whatever others are called; its user removes it."""
+        path = self._root / new_id(word)
         path.mkdir()
         return path
 

@@ -123,7 +123,7 @@ class Maker:
                 await keeping
 
     async def _attempt(self, lease: Lease, version: Version) -> None:
-        folder = self._desk.folder(f"{version.dataset}-{version.number}-{lease.token}")
+        folder = self._desk.folder("make")
         try:
             made = await self._run_engine(version, folder)
             digests = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from lepton.data.v1 import data_service_pb2 as pb
 from lepton.data.v1 import dataset_pb2 as d
@@ -60,6 +60,20 @@ async def test_a_worker_that_fails_is_followed_by_another_try(tmp_path: Path) ->
     async with scene(tmp_path, engine=flaky) as data:
         assert (await data.upload("wdbc", CSV)).state == d.VERSION_STATE_READY
     assert len(tries) == 2
+
+
+async def test_two_workspaces_datasets_of_one_name_are_made_at_once(tmp_path: Path) -> None:
+    both = asyncio.Barrier(2)
+
+    async def together(*job: Any) -> dict[str, Any]:
+        await both.wait()
+        return await quick(*job)
+
+    async with scene(tmp_path, engine=together) as data:
+        for version in await asyncio.gather(*(data.upload("wdbc", CSV, workspace=workspace) for workspace in ("acme", "other"))):
+            assert version.state == d.VERSION_STATE_READY
+        async with data.database.read() as session:
+            assert set((await session.execute(select(Version.attempts))).scalars()) == {1}
 
 
 async def test_what_always_fails_ends_with_words(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Bench:
 
     async def _run(self, kind: str, job: Mapping[str, Any], digest: str = "") -> dict[str, Any]:
         async with self._slots:
-            folder = self._desk.folder(new_id(kind))
+            folder = self._desk.folder(kind)
             try:
                 if digest:
                     source = folder / "split.parquet"
