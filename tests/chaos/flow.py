@@ -32,16 +32,21 @@ def job(number: int, epochs: int = 40) -> dict[str, Any]:
 def submit(platform: Reachable, number: int, **options: Any) -> str:
     """Submits once, however often it has to be sent: the key makes it one."""
 
+    refused = ""
+
     def send() -> str:
+        nonlocal refused
         try:
             with platform.http() as http:
                 answer = http.post("/v1/training-jobs", json=job(number, **options), headers={"Idempotency-Key": f"job-{number}"})
-                return str(answer.json()["id"]) if answer.status_code == 202 else ""
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            refused = repr(error)
             return ""
+        refused = f"{answer.status_code} {answer.text}"
+        return str(answer.json()["id"]) if answer.status_code == 202 else ""
 
     id = eventually(send, timeout=150, interval=0.3)
-    assert id
+    assert id, f"job {number}: {refused}"
     return str(id)
 
 
@@ -146,17 +151,22 @@ class Flow:
 def upload(platform: Reachable, name: str) -> None:
     """Sends it until it is a version: the key makes it one."""
 
+    refused = ""
+
     def send() -> bool:
+        nonlocal refused
         try:
             with platform.http() as http:
                 path, key = f"/v1/datasets/{name}/content", {"Idempotency-Key": f"upload-{name}"}
                 answer = http.put(path, params={"filename": "line.csv"}, content=ROWS, headers=key)
-                assert answer.status_code in (201, 202, 409, 429) or answer.status_code >= 500, answer.text
-                return answer.status_code in (201, 202)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            refused = repr(error)
             return False
+        refused = f"{answer.status_code} {answer.text}"
+        assert answer.status_code in (201, 202, 409, 429) or answer.status_code >= 500, refused
+        return answer.status_code in (201, 202)
 
-    assert eventually(send, timeout=150, interval=0.5), f"{name} was not accepted"
+    assert eventually(send, timeout=150, interval=0.5), f"{name}: {refused}"
 
 
 def check_invoice(platform: Reachable) -> None:

@@ -12,3 +12,8 @@ def cluster_platform() -> Iterator[Cluster]:
     """All of k8s/overlays/dev, up and ready."""
     with cluster() as platform:
         yield platform
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First two of each of everything, which fill a small machine, and then `cluster_platform`, which stays to the end."""
+    items.sort(key=lambda item: "prod_test" not in item.nodeid)

@@ -10,10 +10,11 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 
 import pytest
 
@@ -41,8 +42,10 @@ class Made:
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
 
-    def note(self, name: str) -> None:
-        self._seen.setdefault(name, time.monotonic())
+    def note_all(self, names: Iterable[str]) -> None:
+        """Each with the time at which it came."""
+        for name in names:
+            self._seen.setdefault(name.strip(), time.monotonic())
 
     def took(self, act: Callable[[], object]) -> float:
         """Seconds from before `act` until something new was made."""
@@ -60,8 +63,7 @@ def watched(platform: Cluster, kind: str, role: str) -> Iterator[Made]:
     made = Made()
     with subprocess.Popen(["kubectl", "--namespace", platform.namespace, *words], stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout
-        lines = watch.stdout
-        reader = threading.Thread(target=lambda: [made.note(line.strip()) for line in lines], daemon=True)
+        reader = threading.Thread(target=made.note_all, args=(watch.stdout,), daemon=True)
         reader.start()
         time.sleep(2)  # for the watch to begin
         try:
@@ -102,7 +104,7 @@ def test_a_submitted_job_is_a_job_of_the_cluster_at_once(cluster_platform: Clust
     with watched(cluster_platform, "jobs", "run") as made:
         for number in range(1, TIMES + 1):
             ids: list[str] = []
-            took.append(made.took(lambda number=number, ids=ids: ids.append(submitted(tenant, number, training={"epochs": 3}))))
+            took.append(made.took(partial(lambda number, ids: ids.append(submitted(tenant, number, training={"epochs": 3})), number, ids)))
             ended(tenant, ids[0])
     print(f"\nsubmit to Job: {[round(seconds, 2) for seconds in took]}")
     assert statistics.median(took) <= HEARD_SECONDS, took
@@ -133,15 +135,16 @@ def test_a_changed_endpoint_is_a_pod_of_the_cluster_at_once(cluster_platform: Cl
 def test_hundreds_of_waiting_jobs_cost_little(cluster_platform: Cluster) -> None:
     idle = cores(cluster_platform, LOOKED_SECONDS)
     tenants = [cluster_platform.workspace(f"waiting-{number}") for number in range(TENANTS)]
-    with ThreadPoolExecutor(TENANTS) as side_by_side:
-        try:
-            began = time.monotonic()
+    try:
+        began = time.monotonic()
+        with ThreadPoolExecutor(TENANTS) as side_by_side:  # its end is that of all who send
             list(side_by_side.map(_submit_all, tenants))
-            sent = time.monotonic() - began
-            time.sleep(15)  # for what sending them left to do
-            busy = cores(cluster_platform, LOOKED_SECONDS)
-            states = Counter(each["state"] for tenant in tenants for each in jobs(tenant))
-        finally:
+        sent = time.monotonic() - began
+        time.sleep(15)  # for what sending them left to do
+        busy = cores(cluster_platform, LOOKED_SECONDS)
+        states = Counter(each["state"] for tenant in tenants for each in jobs(tenant))
+    finally:
+        with ThreadPoolExecutor(TENANTS) as side_by_side:
             list(side_by_side.map(_cancel_all, tenants))
     print(
         f"\n{WAITING_JOBS} sent in {sent:.0f} s; with them {sum(busy.values()):.3f} cores, without {sum(idle.values()):.3f}; {dict(states)}"
@@ -160,7 +163,13 @@ def _submit_all(tenant: Cluster) -> None:
 
 
 def _cancel_all(tenant: Cluster) -> None:
-    with tenant.http() as http:
-        for each in jobs(tenant):
-            if each["state"] not in ENDED:
+    """Until none is left: one that stayed would hold the room of every test that follows."""
+
+    def cancelled() -> bool:
+        left = [each for each in jobs(tenant) if each["state"] not in ENDED]
+        with tenant.http() as http:
+            for each in left:
                 http.post(f"/v1/training-jobs/{each['id']}/cancel", json={})
+        return not left
+
+    assert eventually(cancelled, timeout=120, interval=1)

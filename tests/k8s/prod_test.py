@@ -6,17 +6,21 @@ import secrets
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.cluster import SERVICES, Cluster, kubectl, require_cluster
 from tests.composed import ROOT
 from tests.integration.rpc.scene import Authority
-from tests.platform import eventually
+from tests.platform import LEPTON, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -134,6 +138,53 @@ def test_who_shows_no_certificate_is_not_answered(prod: Prod, tmp_path: Path) ->
         if shown:
             context.load_cert_chain(files["tls.crt"], files["tls.key"])
         assert bool(first_word(prod, context)) is answered
+
+
+def test_the_demonstration_runs_against_it(prod: Prod) -> None:
+    environment = {**prod.env, "PATH": str(Path(sys.executable).parent)}
+    words = [LEPTON, "demo", "--url", prod.url]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + prod.log()
+    assert done.stdout.count("✓") == 2
+
+
+def test_gateways_are_added_under_load_and_stay_when_it_is_applied_again(prod: Prod) -> None:
+    def wanted() -> int:
+        return int(prod.kubectl("get", "deployment", "gateway", "--output", "jsonpath={.spec.replicas}"))
+
+    scalers = {each["metadata"]["name"] for each in prod.get("horizontalpodautoscalers")}
+    assert scalers == {"gateway", "data-worker"}
+    assert eventually(lambda: wanted() == 2, timeout=60), wanted()
+    with asked(prod):
+        assert eventually(lambda: wanted() > 2, timeout=180, interval=1), prod.kubectl("describe", "horizontalpodautoscaler", "gateway")
+        prod.apply()
+        assert wanted() > 2
+        prod.rolled_out("gateway")
+
+
+@contextmanager
+def asked(prod: Prod) -> Iterator[None]:
+    """Requests without end, each on a new connection: it may lead to another gateway."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                with prod.http() as http:
+                    for _ in range(20):
+                        http.get("/v1/models")
+            except httpx.TransportError:
+                continue
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(ASKING)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(30)
 
 
 def first_word(prod: Prod, context: ssl.SSLContext) -> bytes:
