@@ -79,6 +79,14 @@ async def test_room_is_granted_at_once_and_the_next_waits_with_a_reason(compute:
     assert (again.state, again.node) == (allocation_pb2.ALLOCATION_STATE_GRANTED, "n1")
 
 
+async def test_who_holds_many_asks_about_all_at_once(compute: Client) -> None:
+    ids = [(await compute.CreateAllocation(ask(f"job-{number}"))).id for number in range(3)]
+    answer = await compute.BatchGetAllocations(compute_service_pb2.BatchGetAllocationsRequest(ids=[*ids, "al-unknown"]))
+    assert {a.id: a.reason for a in answer.allocations} == dict.fromkeys(ids[:2], "") | {
+        ids[2]: "waits for 1 core: node n1 has 0 of 2 cores free"
+    }
+
+
 async def test_the_same_holder_has_one_allocation(compute: Client) -> None:
     assert (await compute.CreateAllocation(ask("job-1"))).id == (await compute.CreateAllocation(ask("job-1"))).id
 
@@ -202,6 +210,9 @@ async def test_what_others_hold_just_now_is_waited_for_and_what_is_nowhere_is_re
     assert (await compute.CreateAllocation(request)).state == allocation_pb2.ALLOCATION_STATE_QUEUED
     with pytest.raises(AppError, match="no node can hold 5 cores"):
         await compute.CreateAllocation(ask("job-3", cores=5))
+    await register(4)
+    with acting_for("acme"):
+        assert (await compute.GetAllocation(compute_service_pb2.GetAllocationRequest(id=waiting.id))).node == "n1"
 
 
 async def test_a_cluster_that_opens_a_node_does_not_undo_what_the_operator_said(compute: Client) -> None:

@@ -113,7 +113,7 @@ class Scheduler:
 
     async def register_node(self, unit: Unit, *, found: node_pb2.Node, whole: node_pb2.Node | None = None) -> Node:
         node = await repository.node(unit.session, found.name)
-        back, opens = node is None or node.lost, node is None or not node.open
+        back, before = node is None or node.lost, node.room() if node else None
         if node is None:
             node = Node(name=found.name, pool="", cpu_millis=0, memory_bytes=0, cpu_model="", devices=[], whole={}, heartbeat_time=0)
             unit.session.add(node)
@@ -128,7 +128,7 @@ class Scheduler:
         ]
         if back:
             await unit.emit(wire.registered(node))
-        if opens and node.open:
+        if node.room() != before:
             await unit.session.flush()
             await self.schedule(unit)
         return node

@@ -47,9 +47,9 @@ def build_agent(settings: Settings) -> Component:
 async def _something_is_due(database: Database, scheduler: Scheduler, node_lease_seconds: float) -> bool:
     """Whether the sweep would change anything: looking costs no write."""
     async with database.read() as session:
-        queued, granted, nodes = await repository.has_queued(session), await repository.granted(session), await repository.nodes(session)
+        granted, nodes = await repository.granted(session), await repository.nodes(session)
     scheduler.swept()
-    return queued or any(map(scheduler.is_over, granted)) or any(scheduler.is_lost(node, node_lease_seconds) for node in nodes)
+    return any(map(scheduler.is_over, granted)) or any(scheduler.is_lost(node, node_lease_seconds) for node in nodes)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,6 @@ async def granted(session: AsyncSession) -> Sequence[Allocation]:
     return (await session.execute(select(Allocation).where(Allocation.state == GRANTED))).scalars().all()
 
 
-async def has_queued(session: AsyncSession) -> bool:
-    return (await session.execute(select(Allocation.id).where(Allocation.state == QUEUED).limit(1))).first() is not None
-
-
 async def live_counts(session: AsyncSession) -> Sequence[tuple[str, str, int, int]]:
     """State, pool (empty while queued), how many allocations of every workspace, and how many thousandths of cores they ask for."""
     pool = func.coalesce(Node.pool, "")
@@ -67,6 +63,11 @@ async def allocation(session: AsyncSession, id: str, workspace: str | None = Non
     if workspace is not None:
         query = query.where(Allocation.workspace == workspace)
     return (await session.execute(query)).scalar_one_or_none()
+
+
+async def allocations_by_id(session: AsyncSession, ids: Sequence[str]) -> Sequence[Allocation]:
+    """Of whatever workspace: a service asks, by ids that it was given."""
+    return (await session.execute(select(Allocation).where(col(Allocation.id).in_(ids)))).scalars().all()
 
 
 async def allocations(session: AsyncSession, workspace: str, *, state: str, before: str | None, limit: int) -> Sequence[Allocation]:

@@ -72,6 +72,13 @@ class ComputeServicer(Edge, ComputeServiceServicer):
             )
             return await unit.reply(wire.allocation(row))
 
+    async def BatchGetAllocations(
+        self, request: compute_service_pb2.BatchGetAllocationsRequest, context: Any
+    ) -> compute_service_pb2.BatchGetAllocationsResponse:
+        async with self.read() as session:
+            rows = await repository.allocations_by_id(session, request.ids)
+        return compute_service_pb2.BatchGetAllocationsResponse(allocations=[wire.allocation(row) for row in rows])
+
     async def RenewAllocation(self, request: compute_service_pb2.RenewAllocationRequest, context: Any) -> allocation_pb2.Allocation:
         async with self.unit(request) as unit:
             return await unit.reply(wire.allocation(await self._scheduler.renew_allocation(unit, id=request.id)))

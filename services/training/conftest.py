@@ -108,6 +108,10 @@ class FakeCompute(ComputeServiceServicer):
             allocation.reason = "waits for 1 core: all are in use"
         return allocation
 
+    async def BatchGetAllocations(self, request: Any, context: Any = None, **_: Any) -> compute_service_pb2.BatchGetAllocationsResponse:
+        found = [self.allocations[id] for id in request.ids if id in self.allocations]
+        return compute_service_pb2.BatchGetAllocationsResponse(allocations=found)
+
     async def RenewAllocation(self, request: Any, context: Any = None, **_: Any) -> allocation_pb2.Allocation:
         self.renewals += 1
         allocation = self.allocations[request.id]

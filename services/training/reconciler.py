@@ -12,7 +12,7 @@ import structlog
 from opentelemetry import context, propagate
 
 from lepton.compute.v1 import allocation_pb2
-from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, ReleaseAllocationRequest
+from lepton.compute.v1.compute_service_pb2 import BatchGetAllocationsRequest, CreateAllocationRequest, ReleaseAllocationRequest
 from libs.db import Database
 from libs.errors import AppError, NotFound, Transient
 from libs.lifecycle import Loop
@@ -31,9 +31,11 @@ log = structlog.get_logger()
 AT_ONCE = 8
 # Between two looks at one thing that has not changed.
 ASK_AGAIN_SECONDS = 2.0
-# Of an allocation that waits an event says when it is granted: asking is for an event that was lost.
-ASK_WAITING_SECONDS = 15.0
 HINT_AGAIN_SECONDS = 2.0
+FORGET_SECONDS = 30.0
+# Of an allocation that waits an event says when it is granted: looking is for why it waits, and for an event that is late.
+LOOK_AFTER_SECONDS = 15.0
+ASKED_AT_ONCE = 500
 STALE_RESERVATION_SECONDS = 120.0
 SWEEP_SECONDS = 3600.0
 
@@ -46,36 +48,54 @@ class Reconciler:
     def __init__(self, database: Database, peers: Peers, hint: Hint, settings: Settings) -> None:
         self._database, self._peers, self._hint, self._settings = database, peers, hint, settings
         self._loop = Loop("training-reconciler", self.step, interval=settings.reconcile_seconds)
+        self._waiting = Loop("training-waiting", self.look_after_waiting, interval=LOOK_AFTER_SECONDS)
         self._looked: dict[tuple[str, Step, int], float] = {}
+        # Jobs that wait for an allocation of which something was heard.
+        self._named = set[str]()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def start(self) -> None:
         await self._loop.start()
+        await self._waiting.start()
 
     async def stop(self) -> None:
+        await self._waiting.stop()
         await self._loop.stop()
 
     def wake(self, job_id: str = "") -> None:
-        """Looks now; what compute has queued is asked about before its turn where the job is named."""
-        self._looked = {key: at for key, at in self._looked.items() if key[:2] != (job_id, Step.ASK)}
+        """Looks now; at a job that waits for an allocation only where it is named."""
+        if job_id:
+            self._named.add(job_id)
         self._loop.wake()
 
-    async def step(self) -> None:
+    async def look_after_waiting(self) -> None:
+        """Names the jobs whose allocation is no longer what their row says: compute's event may still be on its way."""
         async with self._database.read() as session:
-            found = await repository.unsettled_jobs_of_all_workspaces(session)
+            waiting = await repository.waiting_jobs_of_all_workspaces(session)
+        for start in range(0, len(waiting), ASKED_AT_ONCE):
+            part = waiting[start : start + ASKED_AT_ONCE]
+            answer = await self._peers.compute.BatchGetAllocations(BatchGetAllocationsRequest(ids=[id for _, id, _ in part]))
+            queued = {a.id: a.reason for a in answer.allocations if a.state == allocation_pb2.ALLOCATION_STATE_QUEUED}
+            for job_id, allocation_id, reason in part:
+                if queued.get(allocation_id) != reason:
+                    self.wake(job_id)
+
+    async def step(self) -> None:
+        named, self._named = self._named, set()
+        async with self._database.read() as session:
+            found = await repository.unsettled_jobs_of_all_workspaces(session, named)
             stale = await repository.stale_reservations_of_all_workspaces(session, time.time() - STALE_RESERVATION_SECONDS)
         now = time.time()
-        due = [(job, step) for job in found if self._is_due(job, step := next_step(job, now))]
+        due = [(job, step) for job in found if self._is_due(job, step := next_step(job, now), job.id in named)]
         await asyncio.gather(*(self._carefully(job, step) for job, step in due))
         for left in stale:
             await release_quota(self._database, self._peers, left.workspace, left.job_id)
-        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < 2 * ASK_WAITING_SECONDS}
+        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < FORGET_SECONDS}
 
-    def _is_due(self, job: TrainingJob, step: Step) -> bool:
+    def _is_due(self, job: TrainingJob, step: Step, named: bool) -> bool:
         if step is Step.NOTHING:
             return False
-        asking = ASK_WAITING_SECONDS if job.allocation_id else ASK_AGAIN_SECONDS
-        pause = {Step.ASK: asking, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
+        pause = {Step.ASK: 0.0 if named else ASK_AGAIN_SECONDS, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
         key, now = (job.id, step, job.attempts), time.monotonic()
         if now - self._looked.get(key, -pause) < pause:
             return False
@@ -138,7 +158,7 @@ class Reconciler:
                 attempt=job.attempts + 1,
                 allocation_id=allocation.id,
                 state=enum_name_by_number(allocation_pb2.AllocationState.DESCRIPTOR)[allocation.state],
-                reason=allocation.reason or "waits for an allocation",
+                reason=allocation.reason,
                 node=allocation.node,
                 devices=list(allocation.devices),
                 nodes=list(allocation.nodes),

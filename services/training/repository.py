@@ -1,8 +1,8 @@
 """Every query of the service. What looks over all workspaces says so in its name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.db import Unit
@@ -39,11 +39,23 @@ async def list_jobs(session: AsyncSession, workspace: str, *, before: str | None
     return list((await session.execute(query)).scalars())
 
 
-async def unsettled_jobs_of_all_workspaces(session: AsyncSession) -> list[TrainingJob]:
-    """Those that have not ended, and ended ones whose allocation is not given back; oldest first."""
-    open_ones = select(TrainingJob).where(TrainingJob.state.in_(_UNSETTLED)).order_by(TrainingJob.id)
+async def unsettled_jobs_of_all_workspaces(session: AsyncSession, named: Collection[str]) -> list[TrainingJob]:
+    """Those that have not ended, and ended ones whose allocation is not given back; oldest first.
+
+    Of those that wait for an allocation, which may be hundreds and which compute tells when it is theirs, only the `named`.
+    """
+    told = or_(TrainingJob.state != State.QUEUED, TrainingJob.allocation_id == "", TrainingJob.id.in_(named))
+    open_ones = select(TrainingJob).where(TrainingJob.state.in_(_UNSETTLED), told).order_by(TrainingJob.id)
     ended = select(TrainingJob).where(TrainingJob.state.not_in(_UNSETTLED), TrainingJob.allocation_id != "")
     return [*(await session.execute(open_ones)).scalars(), *(await session.execute(ended)).scalars()]
+
+
+async def waiting_jobs_of_all_workspaces(session: AsyncSession) -> list[tuple[str, str, str]]:
+    """(id, allocation, reason) of jobs that wait for an allocation."""
+    query = select(TrainingJob.id, TrainingJob.allocation_id, TrainingJob.reason).where(
+        TrainingJob.state == State.QUEUED, TrainingJob.allocation_id != ""
+    )
+    return [(row[0], row[1], row[2]) for row in await session.execute(query)]
 
 
 async def claimable_jobs_of_all_workspaces(session: AsyncSession, now: float, node: str) -> list[tuple[str, str]]:

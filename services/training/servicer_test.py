@@ -224,6 +224,32 @@ async def test_a_job_that_waits_for_room_is_not_asked_about_for_others(platform:
     assert len(platform.compute.asked) == 5
 
 
+async def test_a_job_that_waits_is_looked_after_where_no_event_comes(platform: Platform) -> None:
+    platform.compute.room = 0
+    kept, granted, lost = [(await platform.submit(output_model=f"m{number}")).id for number in range(3)]
+
+    async def all_wait() -> bool:
+        return all([(await platform.job(id)).allocation_id for id in (kept, granted, lost)])
+
+    await platform.until(all_wait)
+    asked = len(platform.compute.asked)
+    platform.compute.room = 1
+    platform.compute.allocations[(await platform.job(granted)).allocation_id].state = allocation_pb2.ALLOCATION_STATE_GRANTED
+    del platform.compute.allocations[(await platform.job(lost)).allocation_id]
+    await platform.reconciler.look_after_waiting()
+    await platform.in_state(granted, "starting")
+
+    async def waits_anew() -> bool:
+        return (await platform.job(lost)).allocation_id in platform.compute.allocations
+
+    await platform.until(waits_anew)
+    assert len(platform.compute.asked) == asked + 2
+    platform.compute.allocations[(await platform.job(kept)).allocation_id].reason = "waits for 1 core: others are before it"
+    await platform.reconciler.look_after_waiting()
+    await platform.reconciler.step()
+    assert len(platform.compute.asked) == asked + 3
+
+
 async def test_compute_may_be_away(platform: Platform) -> None:
     platform.compute.error = Transient("compute is away")
     job_id = (await platform.submit()).id

@@ -6,6 +6,8 @@ of their own, so that a small replica never waits for a training job to end, nor
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 CORE = 1000
@@ -28,6 +30,10 @@ class Need:
     def times(self, workers: int) -> "Need":
         """Of so many workers on one node."""
         return replace(self, devices=self.devices * workers, cpu_millis=self.cpu_millis * workers, memory_bytes=self.memory_bytes * workers)
+
+    def of(self, workers: int) -> str:
+        """In words."""
+        return str(self) if workers == 1 else f"{workers} workers with {self} each"
 
     def __str__(self) -> str:
         if self.devices:
@@ -88,10 +94,6 @@ class Waiting:
     since: float
     workers: int = 1
 
-    @property
-    def what(self) -> str:
-        return str(self.need) if self.workers == 1 else f"{self.workers} workers with {self.need} each"
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -104,14 +106,23 @@ class Placement:
 
 def in_order(queue: Iterable[Waiting], held_millis: Mapping[str, int]) -> list[Waiting]:
     """Higher priority first; within one, workspaces take turns, the one that holds least beginning; then the oldest."""
-    left = sorted(queue, key=lambda w: (w.since, w.id))
+    by_priority: dict[int, dict[str, list[Waiting]]] = {}
+    for waiting in sorted(queue, key=lambda w: (w.since, w.id), reverse=True):
+        by_priority.setdefault(waiting.priority, {}).setdefault(waiting.workspace, []).append(waiting)
     held = dict(held_millis)
     ordered: list[Waiting] = []
-    while left:
-        first = min(left, key=lambda w: (-w.priority, held.get(w.workspace, 0), w.since, w.id))
-        left.remove(first)
-        held[first.workspace] = held.get(first.workspace, 0) + weight(first.need) * first.workers
-        ordered.append(first)
+    for priority in sorted(by_priority, reverse=True):
+        lines = by_priority[priority]
+        turns = [(held.get(workspace, 0), line[-1].since, line[-1].id, workspace) for workspace, line in lines.items()]
+        heapify(turns)
+        while turns:
+            _, _, _, workspace = heappop(turns)
+            line = lines[workspace]
+            first = line.pop()
+            held[workspace] = held.get(workspace, 0) + weight(first.need) * first.workers
+            ordered.append(first)
+            if line:
+                heappush(turns, (held[workspace], line[-1].since, line[-1].id, workspace))
     return ordered
 
 
@@ -128,25 +139,31 @@ def place(
     A smaller one may overtake a larger one that does not fit, until that has waited for `patience` seconds: then the node that comes
     nearest is kept for it.
     """
+    left = {room.node: room for room in free}
     rooms = {room.node: room for room in free if room.open}
     placements: list[Placement] = []
-    reasons: dict[str, str] = {}
+    waits: list[Waiting] = []
+    # Room only shrinks on the way: what did not fit for one does not fit for the next that asks the same.
+    refused = set[tuple[Need, int]]()
     for waiting in queue:
-        if chosen := spread(waiting.need, waiting.workers, rooms.values(), _left_over):
+        asked = (waiting.need, waiting.workers)
+        if asked not in refused and (chosen := spread(*asked, rooms.values(), _left_over)):
             part = waiting.need.times(waiting.workers // len(chosen))
             devices: list[int] = []
             for room in chosen:
                 given = room.devices.get(part.accelerator, ())[: part.devices]
-                rooms[room.node] = room.without(part, given)
+                left[room.node] = rooms[room.node] = room.without(part, given)
                 devices += given
             placements.append(Placement(waiting.id, tuple(room.node for room in chosen), tuple(devices)))
             continue
-        reasons[waiting.id] = why_it_waits(waiting, free, total)
-        if now - waiting.since > patience:
+        refused.add(asked)
+        waits.append(waiting)
+        if rooms and now - waiting.since > patience:
             able = [room for room in total if room.node in rooms]
-            for room in spread(waiting.need, waiting.workers, able, lambda room, _: -rooms[room.node].cpu_millis):
+            for room in spread(*asked, able, lambda room, _: -rooms[room.node].cpu_millis):
                 del rooms[room.node]
-    return placements, reasons
+    why = cache(lambda need, workers: why_it_waits(need, workers, list(left.values()), total))
+    return placements, {waiting.id: why(waiting.need, waiting.workers) for waiting in waits}
 
 
 def spread(need: Need, workers: int, rooms: Iterable[Room], rank: Callable[[Room, Need], Any]) -> list[Room]:
@@ -172,20 +189,20 @@ def _left_over(room: Room, need: Need) -> tuple[int, int]:
     return spare, (room.share_millis if need.is_share else room.cpu_millis) - need.cpu_millis
 
 
-def why_it_waits(waiting: Waiting, free: Sequence[Room], total: Sequence[Room]) -> str:
+def why_it_waits(need: Need, workers: int, free: Sequence[Room], total: Sequence[Room]) -> str:
     """One sentence for the person who waits."""
-    what, need = waiting.what, waiting.need
+    what = need.of(workers)
     if not total:
         return f"waits for {what}: no node has registered yet"
     able = {room.node for room in total if not room.lacks(need)}
-    if not spread(need, waiting.workers, total, _left_over):
+    if not spread(need, workers, total, _left_over):
         return f"waits for {what}: no node has so much now"
     rooms = [room for room in free if room.node in able]
     if not any(room.open for room in rooms):
         return f"waits for {what}: every node that has it is cordoned or lost"
     room = max((room for room in rooms if room.open), key=lambda r: (r.cpu_millis, r.node))
     whole = next(r for r in total if r.node == room.node)
-    return f"waits for {what}: node {room.node} has {_amounts(room, whole, need.times(waiting.workers))} free"
+    return f"waits for {what}: node {room.node} has {_amounts(room, whole, need.times(workers))} free"
 
 
 def _amounts(room: Room, whole: Room, need: Need) -> str:
@@ -209,7 +226,7 @@ def why_never(waiting: Waiting, total: Sequence[Room]) -> str:
     kinds = "".join(f", {len(has)} {kind}" for kind, has in sorted(best.devices.items()) if has)
     each = "" if waiting.workers == 1 else ", nor can as many on each of several nodes of a cluster's pool"
     return (
-        f"no node can hold {waiting.what} with {_gib(need.memory_bytes)} GiB{each}; the largest, {best.node}, has "
+        f"no node can hold {need.of(waiting.workers)} with {_gib(need.memory_bytes)} GiB{each}; the largest, {best.node}, has "
         f"{best.cpu_millis / CORE:g} cores, {_gib(best.memory_bytes)} GiB{kinds or ', no gpu, no tpu'}"
     )
 

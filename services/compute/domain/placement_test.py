@@ -87,6 +87,18 @@ def test_the_order_is_a_permutation_with_priorities_first(queue: list[Waiting]) 
     assert [w.priority for w in ordered] == sorted((w.priority for w in queue), reverse=True)
 
 
+@given(queues, st.dictionaries(st.sampled_from("abc"), st.integers(0, 8000)))
+def test_the_next_is_always_of_the_highest_priority_then_of_who_holds_least_then_the_oldest(
+    queue: list[Waiting], held: dict[str, int]
+) -> None:
+    left, now_held = list(queue), dict(held)
+    for first in in_order(queue, held):
+        assert first == min(left, key=lambda w: (-w.priority, now_held.get(w.workspace, 0), w.since, w.id))
+        left.remove(first)
+        now_held[first.workspace] = now_held.get(first.workspace, 0) + weight(first.need) * first.workers
+    assert not left
+
+
 def test_workspaces_take_turns() -> None:
     queue = [waiting("a1", need(), "a", since=1), waiting("a2", need(), "a", since=2), waiting("b1", need(), "b", since=3)]
     assert [w.id for w in in_order(queue, {})] == ["a1", "b1", "a2"]
@@ -108,6 +120,11 @@ def test_a_patient_one_is_not_overtaken_for_ever() -> None:
     assert [p.id for p in soon] == ["small"]
     assert late == []
     assert reasons["large"] == "waits for 4 cores: node n has 2 of 4 cores free"
+
+
+def test_what_waits_hears_what_is_left_not_what_was_free_before_others_got_it() -> None:
+    _, reasons = place([waiting("first", need(1)), waiting("next", need(1), since=1)], [room("n", 1)], [room("n", 1)], now=2, patience=60)
+    assert reasons == {"next": "waits for 1 core: node n has 0 of 1 cores free"}
 
 
 def test_who_waits_is_told_why() -> None:
