@@ -101,9 +101,13 @@ class Rnn(nn.Module):
         self.cell = cell(params["embedding"], params["hidden"], params["layers"], batch_first=True, dropout=between)
         self.head = nn.Sequential(nn.Dropout(params["dropout"]), nn.Linear(params["hidden"], outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """[N, hidden]: what the head sees of each row."""
         vectors, mask = self.embed(x)
-        return self.head(_mean(self.cell(vectors)[0], mask))
+        return _mean(self.cell(vectors)[0], mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(x))
 
 
 class Transformer(nn.Module):
@@ -117,12 +121,16 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, params["heads"], params["dropout"]) for _ in range(params["layers"]))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Dropout(params["dropout"]), nn.Linear(width, outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """[N, width]: what the head sees of each row."""
         vectors, mask = self.embed(x)
         vectors = vectors + self.place
         for block in self.blocks:
             vectors = block(vectors, mask)
-        return self.head(_mean(vectors, mask))
+        return _mean(vectors, mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(x))
 
 
 class Block(nn.Module):

@@ -7,6 +7,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+# A second output of graphs for texts.
+EMBEDDING = "embedding"
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}
 
 
@@ -21,9 +23,14 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def bind(session: onnxruntime.InferenceSession) -> Callable[[NDArray[Any]], NDArray[np.floating]]:
+def embeds(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the graph gives its rows' vectors too."""
+    return any(output.name == EMBEDDING for output in session.get_outputs())
+
+
+def bind(session: onnxruntime.InferenceSession, output: str = "y") -> Callable[[NDArray[Any]], NDArray[np.floating]]:
     """Outputs [N, K] for preprocessed rows; they are brought to the type that the graph takes."""
-    kind, names = _TYPES[session.get_inputs()[0].type], [output.name for output in session.get_outputs()]
+    kind, names = _TYPES[session.get_inputs()[0].type], [output]
 
     def run(rows: NDArray[Any]) -> NDArray[np.floating]:
         outputs: NDArray[np.floating] = session.run(names, {"x": rows.astype(kind, copy=False)})[0]

@@ -1,8 +1,8 @@
 """A model package that answers: by ONNX Runtime where model.onnx is there, else by torch, which only then is loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,29 @@ from libs.modelkit.text import FIRST
 Model = Callable[[NDArray[Any]], NDArray[np.floating]]
 
 
-class Runtime:
-    """Answers for one package. Safe to call from one thread at a time."""
+class Generate(Protocol):
+    """Goes on with a text, a token a piece, until one of `stop` comes (it is left out) or `max_tokens` are there."""
 
-    def __init__(self, package: Package, model: Model, engine: str) -> None:
+    def __call__(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]: ...
+
+
+# A vector a text, all of one length.
+Embed = Callable[[list[str]], list[list[float]]]
+
+
+class Runtime:
+    """Answers for one package. Safe to call from one thread at a time; `generate` and `embed` from a second one beside it.
+
+    These two are None where the model does not offer them.
+    """
+
+    def __init__(self, package: Package, model: Model, engine: str, vectors: Model | None = None) -> None:
         self.package = package
         self.engine = engine
+        self.generate: Generate | None = None
+        self.embed: Embed | None = self._embed if vectors is not None else None
         self._model = model
+        self._vectors = vectors
         self._dtype = np.int64 if package.preprocessing.kind == "text" else np.dtype(package.dtype)
 
     @property
@@ -64,27 +80,36 @@ class Runtime:
         """From raw records to records; see `read` for errors and `word` for the form."""
         return self.word(self.answer(self.read(records))) if records else []
 
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        """What the model's last layer sees of each text."""
+        assert self._vectors is not None
+        [field] = self.signature.inputs
+        rows = self.package.preprocessing.transform(self.read([{field.name: text} for text in texts]))
+        vectors: list[list[float]] = self._vectors(rows.astype(self._dtype, copy=False)).tolist()
+        return vectors
+
 
 def load(folder: Path | str, threads: int = 1) -> Runtime:
     """Raises `Invalid` where the folder is no model package. One answer is made here: what cannot answer is not loaded."""
     package = packages.read(Path(folder))
     if package.onnx is not None:
-        runtime = Runtime(package, _by_onnx(package, threads), "onnxruntime")
+        runtime = Runtime(package, *_by_onnx(package, threads))
     else:
-        runtime = Runtime(package, _by_torch(package, threads), "torch")
+        runtime = Runtime(package, *_by_torch(package, threads))
     shape = package.preprocessing.shape
     runtime._model(np.zeros((1, *shape), runtime._dtype))
     return runtime
 
 
-def _by_onnx(package: Package, threads: int) -> Model:
-    from libs.modelkit.onnx_session import bind, open_session  # a torch replica does without
+def _by_onnx(package: Package, threads: int) -> tuple[Model, str, Model | None]:
+    from libs.modelkit.onnx_session import EMBEDDING, bind, embeds, open_session  # a torch replica does without
 
     assert package.onnx is not None
-    return bind(open_session(package.onnx.read_bytes(), threads))
+    session = open_session(package.onnx.read_bytes(), threads)
+    return bind(session), "onnxruntime", bind(session, EMBEDDING) if embeds(session) else None
 
 
-def _by_torch(package: Package, threads: int) -> Model:
+def _by_torch(package: Package, threads: int) -> tuple[Model, str, Model | None]:
     import torch  # only here: a replica with ONNX takes 65 MB, with torch 530
 
     torch.set_num_threads(threads)
@@ -93,11 +118,14 @@ def _by_torch(package: Package, threads: int) -> Model:
     module.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
     module.to(getattr(torch, package.dtype)).eval()
 
-    def run(rows: NDArray[Any]) -> NDArray[np.floating]:
-        with torch.inference_mode():
-            return module(torch.from_numpy(rows)).numpy()
+    def by(call: Callable[[Any], Any]) -> Model:
+        def run(rows: NDArray[Any]) -> NDArray[np.floating]:
+            with torch.inference_mode():
+                return call(torch.from_numpy(rows)).numpy()
 
-    return run
+        return run
+
+    return by(module), "torch", by(module.pool) if package.preprocessing.kind == "text" else None
 
 
 def build_module(package: Package) -> Any:

@@ -82,6 +82,21 @@ def test_texts(train, architecture):
     assert done.result["onnx"], done.of("log")
 
 
+@pytest.mark.parametrize("architecture", ["rnn", "transformer"])
+def test_texts_have_vectors_by_onnx_and_by_torch(train, architecture):
+    table = pa.table({"text": ["a lovely day", "an awful day"] * 30, "y": ["+", "-"] * 30})
+    done = train(table, task="text_classification", model={"architecture": architecture}, training={"epochs": 4, "learning_rate": 0.005})
+    texts = ["lovely", "awful", "lovely", ""]
+    vectors = np.array(done.runtime().embed(texts))
+    assert vectors.shape[0] == 4
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    (done.folder / "package" / "model.onnx").unlink()
+    by_torch = done.runtime()
+    assert by_torch.engine == "torch"
+    np.testing.assert_allclose(by_torch.embed(texts), vectors, atol=1e-5)
+
+
 def test_double_precision_pictures_have_a_package_too(train):
     random = np.random.default_rng(0)
     files = [png(np.full((8, 8), 40 if i % 2 else 200, np.uint8) + random.integers(0, 9, (8, 8), np.uint8)) for i in range(40)]
