@@ -1,12 +1,11 @@
 """The replica's answers to HTTP requests, without a socket: who may call, which path means what, and errors in each path's own shape."""
 
 import hmac
-import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -15,48 +14,29 @@ from numpy.typing import NDArray
 from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
+from services.deployment.replica.messages import Answer, Reply, Request, failed
 from services.deployment.replica.oip import SERVER, Asked, Protocol, parse
-from services.deployment.replica.problems import JSON, OCTETS, PROBLEM, dump, problem, protocol_error
+from services.deployment.replica.problems import JSON, OCTETS, dump
+from services.deployment.replica.texts import Job, Texts
+from services.deployment.replica.writing import Writing
 
 MAX_BODY = 32 << 20
 MAX_INSTANCES = 10_000
 MAX_DEADLINE_DIGITS = 9
 
-_log = logging.getLogger("lepton.replica")
-
-
-@dataclass(slots=True)
-class Request:
-    """One call. `headers` by name in lower case; `received`: when its head was, `deadline`: when its caller leaves, in the loop's time."""
-
-    method: bytes = b""
-    path: str = ""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    body: bytes = b""
-    received: float = 0.0
-    deadline: float = math.inf
-
-
-class Reply(NamedTuple):
-    """`headers` as lines; length and connection are added by who sends it."""
-
-    status: int
-    body: bytes
-    headers: bytes = JSON
-
 
 Write = Callable[[NDArray[np.float64]], Reply]
-Answer = Callable[[Reply], None]
-Handler = Callable[[Request, Answer], Waiting | None]
+Held = Waiting | Job
+Handler = Callable[[Request, Answer], Held | None]
 
 
 @dataclass(frozen=True)
 class Route:
-    """What a path takes. `work`: rows are asked for, so that a queue with no room, or a drain, refuses it."""
+    """What a path takes. `room` is there where work is asked for: it raises where that would wait too long; a drain refuses it, too."""
 
     methods: tuple[bytes, ...]
     handle: Handler
-    work: bool = False
+    room: Callable[[], None] | None = None
 
 
 class Replica:
@@ -64,6 +44,7 @@ class Replica:
 
     def __init__(self, runtime: Runtime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS) -> None:
         self.batcher = Batcher(runtime, max_rows=max_rows)
+        self.texts = Texts()
         self.protocol = Protocol(runtime, name, version)
         self.draining = False
         self._runtime = runtime
@@ -82,39 +63,46 @@ class Replica:
             if request.method not in route.methods:
                 allowed = " or ".join(method.decode() for method in route.methods)
                 raise AppError(f"this path takes {allowed}, not {request.method[:10].decode('latin-1')}", code="method_not_allowed")
-            if route.work:
+            if route.room is not None:
                 if self.draining:
                     raise Transient("this replica is leaving; ask again, another one answers")
-                self.batcher.require_room()
+                route.room()
                 request.deadline = deadline(request)
             require_size(int(request.headers.get(b"content-length", b"0")[:20]))
         except AppError as error:
             return failed(request, error)
         return None
 
-    def answer(self, request: Request, answer: Answer) -> Waiting | None:
-        """Calls `answer` once, now or later; later it can be withdrawn from the batcher by what is returned."""
+    def answer(self, request: Request, answer: Answer) -> Held | None:
+        """Calls `answer` once, now or later; later it can be withdrawn by what is returned, and so can a stream."""
         try:
             return self._route(request).handle(request, answer)
         except Exception as error:
             answer(failed(request, error))
             return None
 
-    def withdraw(self, waiting: Waiting) -> None:
-        self.batcher.withdraw(waiting)
+    def withdraw(self, held: Held) -> None:
+        if isinstance(held, Job):
+            self.texts.withdraw(held)
+        else:
+            self.batcher.withdraw(held)
 
     def _route(self, request: Request) -> Route:
         path = request.path.partition("?")[0]
         route = self._routes.get(path) or self._routes.get(unquote(path))
         if route is None:
-            raise NotFound(f"there is nothing at {path[:100]}; there are /predict, /healthz and /v2/models/{self.protocol.name}")
+            raise NotFound(f"there is nothing at {path[:100]}; there are /predict, /healthz, /v2/models/{self.protocol.name} and /openai/…")
         return route
 
     def _make_routes(self) -> Mapping[str, Route]:
         protocol, look = self.protocol, (b"GET", b"HEAD")
+        writing = Writing(self._runtime, self.texts, protocol.name)
         routes = {
-            "/predict": Route((b"POST",), self._predict, work=True),
+            "/predict": Route((b"POST",), self._predict, room=self.batcher.require_room),
             "/healthz": Route(look, lambda _, answer: answer(self._health({"status": "ok"}))),
+            "/openai/chat": Route((b"POST",), writing.chat, room=self.texts.require_room),
+            "/openai/completions": Route((b"POST",), writing.complete, room=self.texts.require_room),
+            "/openai/embeddings": Route((b"POST",), writing.embed, room=self.texts.require_room),
             "/v2": _fixed(SERVER),
             "/v2/health/live": _fixed({"live": True}),
             "/v2/health/ready": Route(look, lambda _, answer: answer(self._health({"ready": not self.draining, "live": True}))),
@@ -126,7 +114,7 @@ class Replica:
             routes[f"{model}/ready"] = Route(
                 look, lambda _, answer: answer(self._health({"name": protocol.name, "ready": not self.draining}))
             )
-            routes[f"{model}/infer"] = Route((b"POST",), self._infer, work=True)
+            routes[f"{model}/infer"] = Route((b"POST",), self._infer, room=self.batcher.require_room)
             routes[f"{model}/stats"] = Route(look, lambda _, answer: answer(Reply(200, dump(self._statistics()))))
         for action in ("load", "unload"):
             routes[f"/v2/repository/models/{protocol.name}/{action}"] = Route((b"POST",), _refuse_repository)
@@ -182,19 +170,6 @@ class Replica:
         if json_length is None:
             return Reply(200, content, _counted(len(answers)))
         return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
-
-
-def failed(request: Request, error: Exception) -> Reply:
-    """What a caller hears of an error; one that is not meant for callers is logged."""
-    if not isinstance(error, AppError):
-        _log.error("request_failed", exc_info=error)
-        error = AppError("the model could not answer; the replica's log says why")
-    speaks_protocol = request.path == "/v2" or request.path.startswith("/v2/")
-    status, body = protocol_error(error) if speaks_protocol else problem(error)
-    headers = JSON if speaks_protocol else PROBLEM
-    if "retry_after" in error.meta:
-        headers += b"retry-after: %d\r\n" % error.meta["retry_after"]
-    return Reply(status, body, headers)
 
 
 def deadline(request: Request) -> float:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.deployment.replica.app import MAX_BODY, Replica, Request
+from services.deployment.replica.app import MAX_BODY, Replica
+from services.deployment.replica.messages import Request
 
 TOKEN = "secret"
 HEADERS = {"x-lepton-replica-token": TOKEN}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from libs.errors import CATALOGUE, AppError, Invalid, Violation
+from libs.errors import AppError, Invalid, Violation
+from libs.errors.openai import openai_document
 from libs.modelkit.runtime import Embed, Generate
 from libs.modelkit.text import tokenise
 from services.deployment.replica.oip import parse
@@ -68,8 +69,16 @@ class Asked:
     def write(self, generate: Generate) -> Iterator[str]:
         """The pieces, no more than were asked for, whatever the model does."""
         self.tokens_in = count(self.prompt)
-        written = 0
         pieces = generate(self.prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=list(self.stop))
+        try:
+            yield from self._bounded(pieces)
+        finally:
+            # Not by and by: what it holds is large.
+            if (close := getattr(pieces, "close", None)) is not None:
+                close()
+
+    def _bounded(self, pieces: Iterator[str]) -> Iterator[str]:
+        written = 0
         for number, piece in enumerate(pieces, 1):
             if not isinstance(piece, str):
                 raise AppError(f"the model gave a {type(piece).__name__} for a piece of text", code="upstream_failed")
@@ -94,7 +103,7 @@ class Asked:
 
     def end(self) -> bytes:
         """The last events of a stream."""
-        said = {"delta": {}} if self.chat else {"text": ""}
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         last = self._event([{"index": 0, **said, "logprobs": None, "finish_reason": self.finish}])
         return last + (self._event([], self._usage()) if self.include_usage else b"") + DONE
 
@@ -120,8 +129,8 @@ class Embedded:
     base64: bool
     tokens_in: int = 0
 
-    def make(self, embed: Embed) -> Iterator[NDArray[np.float32]]:
-        """The vectors [N, D], once; raises AppError where they are none."""
+    def write(self, embed: Embed) -> Iterator[bytes]:
+        """The answer, once; raises AppError where there are no vectors."""
         self.tokens_in = sum(map(count, self.texts))
         try:
             vectors = np.asarray(embed(list(self.texts)), "<f4")
@@ -129,10 +138,10 @@ class Embedded:
             raise AppError("the model gave no vectors of one length", code="upstream_failed") from error
         if vectors.ndim != 2 or len(vectors) != len(self.texts) or not np.isfinite(vectors).all():
             raise AppError(f"the model gave no {len(self.texts)} vectors of finite numbers", code="upstream_failed")
-        yield vectors
+        yield self._answer(vectors)
 
-    def write(self, vectors: NDArray[np.float32]) -> bytes:
-        """The answer; base64 of little-endian float32 is what OpenAI's Python client asks for unless it is told otherwise."""
+    def _answer(self, vectors: NDArray[np.float32]) -> bytes:
+        """base64 of little-endian float32 is what OpenAI's Python client asks for unless it is told otherwise."""
         shown = (base64.b64encode(row.tobytes()).decode() if self.base64 else row.tolist() for row in vectors)
         data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(shown)]
         usage = {"prompt_tokens": self.tokens_in, "total_tokens": self.tokens_in}
@@ -187,8 +196,7 @@ def event(value: Any) -> bytes:
 
 def error_event(error: AppError) -> bytes:
     """The last of a stream that could not be ended well."""
-    kind = "invalid_request_error" if CATALOGUE[error.code].http < 500 else "server_error"
-    return event({"error": {"message": error.detail, "type": kind, "param": None, "code": error.code}})
+    return event(openai_document(error))
 
 
 def _object(body: bytes) -> dict[str, Any]:

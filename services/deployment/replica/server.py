@@ -16,8 +16,9 @@ from typing import cast
 import httptools
 
 from libs.errors import AppError, Invalid, Transient
-from services.deployment.replica.app import MAX_BODY, Reply, Request, failed, require_size
-from services.deployment.replica.batching import Waiting
+from services.deployment.replica.app import MAX_BODY, Held, require_size
+from services.deployment.replica.messages import Reply, Request, failed
+from services.deployment.replica.texts import Stream
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
@@ -52,8 +53,8 @@ class Application(Interface):
     draining: bool
 
     def refuse(self, request: Request) -> Reply | None: ...
-    def answer(self, request: Request, answer: Callable[[Reply], None]) -> Waiting | None: ...
-    def withdraw(self, waiting: Waiting) -> None: ...
+    def answer(self, request: Request, answer: Callable[[Reply], None]) -> Held | None: ...
+    def withdraw(self, held: Held) -> None: ...
 
 
 class Server:
@@ -93,16 +94,22 @@ class Server:
 
 
 class Exchange:
-    """A request and, later, its reply's bytes."""
+    """A request and, later, its reply's bytes; of a stream the head's, and none once that was sent."""
 
-    __slots__ = ("head", "keep", "reply", "request", "waiting")
+    __slots__ = ("head", "keep", "reply", "request", "stream", "waiting")
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.waiting: Waiting | None = None
+        self.waiting: Held | None = None
         self.reply: bytes | None = None
+        self.stream: Stream | None = None
         self.keep = True
         self.head = False
+
+    @property
+    def streams(self) -> bool:
+        """Its answer has begun and not ended: nothing may come between."""
+        return self.stream is not None and not self.reply
 
 
 class Connection(asyncio.Protocol):
@@ -166,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._ended = True
         if self._request is not None or not self._exchanges or self._lingers:
             return False
-        self._transport.write(_PROBE)
+        self._probe()
         self._loop.call_later(_PROBE_SECONDS, self._probe)
         return True
 
@@ -179,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._stuck_since = None
         if not self._ended and not self._transport.is_closing():
             self._transport.resume_reading()
+        self._send()
 
     # What the parser calls
 
@@ -243,7 +251,11 @@ class Connection(asyncio.Protocol):
         self._exchanges.append(exchange)
 
         def answer(reply: Reply) -> None:
-            exchange.reply, exchange.waiting = self._render(reply, exchange), None
+            exchange.reply, exchange.stream = self._render(reply, exchange), reply.stream
+            if reply.stream is None:
+                exchange.waiting = None
+            else:
+                reply.stream.on_more = self._send
             self._send()
 
         if refused:
@@ -278,7 +290,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def _probe(self) -> None:
-        if self._exchanges and not self._transport.is_closing():
+        if self._exchanges and not self._exchanges[0].streams and not self._transport.is_closing():
             self._transport.write(_PROBE)
 
     def _refuse_crowd(self, request: Request) -> Reply | None:
@@ -305,6 +317,8 @@ class Connection(asyncio.Protocol):
 
     def _render(self, reply: Reply, exchange: Exchange) -> bytes:
         close = b"" if exchange.keep and not self._application.draining else _CLOSE
+        if reply.stream is not None:
+            return b"%s%s%stransfer-encoding: chunked\r\n\r\n" % (_LINES[reply.status], reply.headers, close)
         body = b"" if exchange.head else reply.body
         return b"%s%s%scontent-length: %d\r\n\r\n%s" % (_LINES[reply.status], reply.headers, close, len(reply.body), body)
 
@@ -313,9 +327,10 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         exchanges, keep = self._exchanges, True
-        while exchanges and keep and (reply := exchanges[0].reply) is not None:
+        while exchanges and keep and exchanges[0].reply is not None:
+            if not self._write(exchanges[0]):
+                return
             exchange = exchanges.popleft()
-            self._transport.write(reply)
             keep = exchange.keep and not self._application.draining
         if not exchanges:
             self._since = self._loop.time()
@@ -323,6 +338,20 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         elif not keep or (self._ended and not exchanges):
             self._transport.close()
+
+    def _write(self, exchange: Exchange) -> bool:
+        """What there is and the caller takes; whether that was all."""
+        if exchange.reply:
+            self._transport.write(exchange.reply)
+            exchange.reply = b""
+        if (stream := exchange.stream) is None:
+            return True
+        while self._stuck_since is None and (part := stream.take()) is not None:
+            self._transport.write(b"%x\r\n%s\r\n" % (len(part), part))
+        if stream.left:
+            return False
+        self._transport.write(b"0\r\n\r\n")
+        return True
 
     def _forget_body(self) -> None:
         self._server.buffered -= sum(map(len, self._body)) if len(self._body) > 1 else self._size if self._body else 0

@@ -43,37 +43,45 @@ class Texts:
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
-        self._jobs: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._made: Job | None = None
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def require_room(self) -> None:
         """Raises `rate_limited` where too many wait."""
-        if len(self._jobs) > self._max_waiting:
-            words = f"{len(self._jobs) - 1} texts wait already, as many as may; try again in a moment"
+        if len(self._waiting) >= self._max_waiting:
+            words = f"{len(self._waiting)} texts wait already, as many as may; try again in a moment"
             raise Transient(words, code="rate_limited", meta={"retry_after": 1})
 
     def submit(self, job: Job) -> Job:
         """Raises `rate_limited`."""
         self.require_room()
         loop = asyncio.get_running_loop()
-        self._jobs.add(job)
         if job.deadline < math.inf:
             job.timer = loop.call_at(job.deadline, self._late, job)
-        self._queue.put(job)
+        self._waiting.append(job)
         if self._thread is None:
             # Code that never returns must not keep the process from ending.
             self._thread = threading.Thread(target=self._work, args=(loop,), name="texts", daemon=True)
             self._thread.start()
+        self._next()
         return job
 
     def withdraw(self, job: Job) -> None:
-        """Nobody wants it any more: the next piece is its last."""
+        """Nobody wants it any more: it gives up its place, or the next piece is its last."""
         job.over = True
         if job.timer is not None:
             job.timer.cancel()
+        if job in self._waiting:
+            self._waiting.remove(job)
         # Its thread may wait for a reader.
         job.read()
+
+    def _next(self) -> None:
+        if self._made is None and self._waiting:
+            self._made = self._waiting.popleft()
+            self._queue.put(self._made)
 
     def _late(self, job: Job) -> None:
         self.withdraw(job)
@@ -84,38 +92,35 @@ class Texts:
             job.take(piece)
 
     def _leave(self, job: Job, error: Exception | None) -> None:
-        self._jobs.discard(job)
+        self._made = None
         if not job.over:
             self.withdraw(job)
             job.done(error)
+        self._next()
 
     # In the thread
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        while True:
-            job = self._queue.get()
-            error = self._run(job, loop)
-            try:
-                loop.call_soon_threadsafe(self._leave, job, error)
-            except RuntimeError:
-                return  # the loop is closed: the process ends
+        while self._work_on(self._queue.get(), loop):
+            pass
+
+    def _work_on(self, job: Job, loop: asyncio.AbstractEventLoop) -> bool:
+        error = self._run(job, loop)
+        try:
+            loop.call_soon_threadsafe(self._leave, job, error)
+        except RuntimeError:
+            return False  # the loop is closed: the process ends
+        return True
 
     def _run(self, job: Job, loop: asyncio.AbstractEventLoop) -> Exception | None:
-        pieces: Iterator[Any] | None = None
         try:
-            if job.over:
-                return None
-            pieces = job.make()
-            for piece in pieces:
+            for piece in job.make():
                 job.room.acquire()
                 if job.over:
                     break
                 loop.call_soon_threadsafe(self._take, job, piece)
         except Exception as error:  # whatever a model's code raises goes to who asked; the next text is not to blame
             return error
-        finally:
-            if (close := getattr(pieces, "close", None)) is not None:
-                close()
         return None
 
 
@@ -124,7 +129,6 @@ class Stream:
 
     def __init__(self, on_taken: Callable[[], None]) -> None:
         self.over = False
-        self.trailers = b""
         self.on_more: Callable[[], None] = lambda: None
         self._on_taken = on_taken
         self._parts: deque[bytes] = deque()
@@ -133,11 +137,15 @@ class Stream:
         self._parts.append(part)
         self.on_more()
 
-    def end(self, part: bytes, trailers: bytes = b"") -> None:
-        """`part` is the last one; `trailers` are header lines behind it."""
-        self._parts.append(part)
-        self.over, self.trailers = True, trailers
-        self.on_more()
+    def end(self, part: bytes) -> None:
+        """`part` is the last one."""
+        self.over = True
+        self.add(part)
+
+    @property
+    def left(self) -> bool:
+        """Whether there is more, or will be."""
+        return bool(self._parts) or not self.over
 
     def take(self) -> bytes | None:
         """The next part; None where there is none now."""
