@@ -19,4 +19,5 @@ def openai_document(error: AppError) -> dict[str, Any]:
     status = openai_status(error)
     kind = _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     param = error.errors[0].field if error.errors and error.code != "not_found" else None
-    return {"error": {"message": error.detail, "type": kind, "param": param, "code": error.code}}
+    code = "model_not_found" if error.code == "not_found" else error.code
+    return {"error": {"message": error.detail, "type": kind, "param": param, "code": code}}

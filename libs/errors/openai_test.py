@@ -14,5 +14,5 @@ def test_what_is_wrong_is_named() -> None:
     error = Invalid.of([Violation("temperature", "it must be a number from 0 to 2")])
     assert openai_document(error)["error"]["param"] == "temperature"
     missing = openai_document(NotFound.of("endpoint", "word", ["words"]))["error"]
-    assert (missing["type"], missing["param"], missing["code"]) == ("invalid_request_error", None, "not_found")
+    assert (missing["type"], missing["param"], missing["code"]) == ("invalid_request_error", None, "model_not_found")
     assert "did you mean words?" in missing["message"]

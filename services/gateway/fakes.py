@@ -184,6 +184,16 @@ class Training(TrainingServiceServicer):
             await asyncio.sleep(self.pause)
         yield training_pb2.WatchTrainingJobResponse(event_id="4", job=job_pb2.TrainingJob(id=request.id, state=job_pb2.JOB_STATE_SUCCEEDED))
 
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        return training_pb2.ListModelsResponse(models=[model_pb2.Model(name="iris", workspace="acme", latest_version=2)])
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        if request.name != "iris":
+            raise NotFound.of("model", request.name, ["iris"])
+        model = model_pb2.Model(name="iris", workspace="acme", latest_version=2)
+        model.create_time.seconds = 1_700_000_000
+        return model
+
     async def GetModelVersion(self, request: Any, context: Any) -> Any:
         return model_pb2.ModelVersion(model=request.name, number=request.number, files=self.files)
 
@@ -199,12 +209,19 @@ class Deployment(DeploymentServiceServicer):
         self.owners: set[str] = {"acme"}
 
     async def GetEndpoint(self, request: Any, context: Any) -> Any:
-        return endpoint_pb2.Endpoint(name=request.name, error=None)
+        if request.name != "wdbc":
+            raise NotFound.of("endpoint", request.name, ["wdbc"])
+        return endpoint_pb2.Endpoint(name=request.name, workspace=current_call().identity.workspace)
+
+    async def ListEndpoints(self, request: Any, context: Any) -> Any:
+        endpoint = endpoint_pb2.Endpoint(name="wdbc", workspace=current_call().identity.workspace)
+        endpoint.create_time.seconds = 1_700_000_000
+        return deployment_pb2.ListEndpointsResponse(endpoints=[endpoint])
 
     async def ResolveEndpoint(self, request: Any, context: Any) -> Any:
         self.resolved += 1
         if request.name != "wdbc" or request.workspace not in self.owners:
-            raise NotFound.of("endpoint", request.name)
+            raise NotFound.of("endpoint", request.name, ["wdbc"])
         until = asyncio.get_running_loop().time() + request.wait_seconds
         while not self.replicas and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -272,6 +289,9 @@ class Replica:
         self.log = log
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         self.pause = 0.0
+        # Of a stream: pieces, of which it breaks off after so many.
+        self.pieces, self.breaks_after = 3, 1_000_000
+        self.streamed = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -293,7 +313,7 @@ class Replica:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.path, {name.lower(): value for name, value in request.headers.items()}, body))
         if request.headers.get("x-lepton-replica-token") != "token":
@@ -302,6 +322,8 @@ class Replica:
             await asyncio.sleep(self.pause)
         if request.method == "GET":
             return web.json_response({"name": "wdbc", "ready": True})
+        if request.path.startswith("/openai/"):
+            return await self._speak(request, orjson.loads(body))
         if request.path.endswith("/infer"):
             if not body.startswith(b"{"):
                 return web.json_response({"error": "no tensors"}, status=400)
@@ -314,3 +336,21 @@ class Replica:
             return web.Response(status=422, body=orjson.dumps(problem), content_type="application/problem+json")
         self.log.append(f"answer {len(instances)}")
         return web.json_response({"predictions": [1] * len(instances)}, headers={"x-lepton-rows": str(len(instances))})
+
+    async def _speak(self, request: web.Request, asked: Any) -> web.StreamResponse:
+        used = {"x-lepton-rows": "1", "x-lepton-tokens-in": "5"}
+        if not asked.get("stream"):
+            return web.json_response({"object": "list"}, headers={**used, "x-lepton-tokens-out": "7"})
+        response = web.StreamResponse(headers={**used, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(self.pieces):
+            if number == self.breaks_after:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            chunk = {"choices": [{"index": 0, "text": f"{number} ", "finish_reason": None}]}
+            await response.write(b"data: %s\n\n" % orjson.dumps(chunk))
+            self.streamed += 1
+            await asyncio.sleep(self.pause)
+        await response.write(b"data: [DONE]\n\n")
+        return response

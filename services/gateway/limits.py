@@ -10,9 +10,10 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 
 from libs.errors import Transient
+from services.gateway.problems import OPENAI_PATHS
 from services.gateway.settings import Limits
 
-_INFERENCE = ("/predict", "/invoke", "/infer")
+_INFERENCE = ("/predict", "/invoke", "/infer", *OPENAI_PATHS)
 
 
 class _Counters(MemoryStorage):

@@ -31,6 +31,7 @@ from services.gateway.routes import inference
 from services.gateway.routes.datasets import Datasets
 from services.gateway.routes.health import Health
 from services.gateway.routes.models import Models
+from services.gateway.routes.openai import OpenAiModels
 from services.gateway.routes.reference import Reference
 from services.gateway.routes.traces import Elsewhere, Traces
 from services.gateway.routes.training_jobs import TrainingJobs
@@ -89,7 +90,7 @@ class ControlPlane(_Listening):
         datasets = datasets or open_store(settings.storage, "datasets")
         tokens = UploadTokens(settings.identity)
         operations = [
-            *_transcoded(peers, authenticator, settings),
+            *OpenAiModels(peers.deployment).widen(_transcoded(peers, authenticator, settings)),
             *Datasets(peers.data, datasets, tokens, limits, problems).operations(),
             *Uploads(peers.accounts, datasets, tokens, limits).operations(),
             *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),

@@ -1,4 +1,4 @@
-"""How the gateway says no: RFC 9457 for our own paths, {"error": "…"} for the Open Inference Protocol.
+"""How the gateway says no: RFC 9457 for our own paths, {"error": "…"} for the Open Inference Protocol, {"error": {…}} for OpenAI's.
 
 Knows codes and paths; not what went wrong.
 """
@@ -12,10 +12,14 @@ from starlette.types import Scope
 
 from libs.errors import AppError, Invalid, Violation
 from libs.errors.catalogue import CATALOGUE
+from libs.errors.openai import openai_document, openai_status
 from libs.rpc.problem import error_class
 from libs.telemetry import current_trace_id
 
 PROBLEM_JSON = "application/problem+json"
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+# Of both: problems that OpenAI's clients read, too.
+_SHARED = "/v1/models"
 # Members of a problem that no meta key may replace.
 _OWN = {"type", "title", "status", "detail", "instance", "code", "errors", "trace_id", "retryable"}
 
@@ -34,8 +38,12 @@ class Problems:
             # The protocol's clients expect 400 for whatever is wrong with a request.
             status = 400 if status == 422 else status
             content, media_type = encode({"error": error.detail}), "application/json"
+        elif path in OPENAI_PATHS:
+            status = openai_status(error)
+            content, media_type = encode(openai_document(error)), "application/json"
         else:
-            content, media_type = encode(self.document(error, path, status)), PROBLEM_JSON
+            shared = openai_document(error) if path == _SHARED or path.startswith(_SHARED + "/") else {}
+            content, media_type = encode(self.document(error, path, status) | shared), PROBLEM_JSON
         return Response(content, status, {**_advice(status), **(headers or {})}, media_type)
 
     def document(self, error: AppError, instance: str, status: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,9 @@ Knows no model: bytes pass through as they are, both ways.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -20,6 +22,7 @@ from libs.telemetry import counter, histogram
 from services.gateway.http_server import ON_GONE
 from services.gateway.inference.connection import BrokenOff, Reply
 from services.gateway.inference.metering import Meter, Use
+from services.gateway.inference.openai import ASKED_BYTES, REPLICA_PATHS, charged, model_of
 from services.gateway.inference.quota import PredictionQuota
 from services.gateway.inference.router import NoReplica, Router
 from services.gateway.messages import query_values, read_body
@@ -34,12 +37,16 @@ SERVER = {"name": "lepton", "version": "2", "extensions": ["binary_tensor_data"]
 READY_SECONDS = 2.0
 # A subscription that ended is charged no longer than so.
 INVOCATION_SECONDS, INVOCATION_STALE_SECONDS = 1.0, 300.0
+# A stream ends with its request's time; so much later nobody ends it any more.
+STREAM_SLACK_SECONDS = 5.0
 _JSON = b"application/json"
-_PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after")
+_PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after", b"cache-control")
+_LONGEST_NUMBER = 12
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?(/ready|/infer)?")
 _predictions = counter("lepton_predictions_total", "Rows that were answered and recorded.")
 _duration = histogram("lepton_prediction_duration_seconds", "From a prediction's whole body to its recorded answer.")
 
+T = TypeVar("T")
 Charge = Callable[[Use], None]
 
 
@@ -52,7 +59,7 @@ def is_inference(scope: Scope) -> bool:
         return bool(path.endswith("/predict"))
     if path.startswith("/v1/listings/"):
         return bool(path.endswith("/invoke"))
-    return bool(path.startswith("/v2/") or path == "/v2")
+    return bool(path.startswith("/v2/") or path == "/v2" or path in REPLICA_PATHS)
 
 
 class Inference:
@@ -78,7 +85,11 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path.startswith("/v1/"):
+        if path in REPLICA_PATHS:
+            scope[TEMPLATE] = path
+            _require(scope, "POST")
+            await self._speak(REPLICA_PATHS[path], scope, receive, send)
+        elif path.startswith("/v1/"):
             noun, name, verb = path[4:].split("/", 2)
             scope[TEMPLATE] = f"/v1/{noun}/{{{'name' if verb == 'predict' else 'slug'}}}/{verb}"
             if "/" in verb or not name:
@@ -101,12 +112,21 @@ class Inference:
 
     async def _predict(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         workspace = current_call().identity.workspace
-        await self._answer(scope, receive, send, workspace, endpoint, "/predict", self._charge(workspace, endpoint))
+        body = await self._body(scope, receive)
+        await self._answer(scope, body, send, workspace, endpoint, "/predict", self._charge(workspace, endpoint))
 
     async def _infer(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         workspace = current_call().identity.workspace
         path = quote(scope["path"], safe="/")
-        await self._answer(scope, receive, send, workspace, endpoint, path, self._charge(workspace, endpoint))
+        body = await self._body(scope, receive)
+        await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
+
+    async def _speak(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """As OpenAI has it: the endpoint is named by the body."""
+        workspace = current_call().identity.workspace
+        body = await read_body(Request(scope, receive), min(ASKED_BYTES, self._limits.predict_bytes), self._limits.body_seconds)
+        endpoint = model_of(body)
+        await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
 
     async def _invoke(self, slug: str, scope: Scope, receive: Receive, send: Send) -> None:
         """By the endpoint behind a listing that the caller's workspace subscribes to."""
@@ -115,7 +135,8 @@ class Inference:
         def charge(use: Use) -> None:
             self._meter.invoked(found.subscription, use)
 
-        await self._answer(scope, receive, send, found.publisher, found.endpoint, "/predict", charge)
+        body = await self._body(scope, receive)
+        await self._answer(scope, body, send, found.publisher, found.endpoint, "/predict", charge)
 
     async def _look(self, model: str, whether_ready: bool, scope: Scope, send: Send) -> None:
         """What a replica says of its model, or whether one does."""
@@ -129,20 +150,43 @@ class Inference:
             reply = Reply(400, {b"content-type": _JSON}, encode({"name": model, "ready": False, "error": error.detail}))
         await _send(scope, send, reply)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(Request(scope, receive), self._limits.predict_bytes, self._limits.body_seconds)
+
+    async def _answer(self, scope: Scope, body: bytes, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
         payer = current_call().identity.workspace
-        body = await read_body(Request(scope, receive), self._limits.predict_bytes, self._limits.body_seconds)
         started = time.perf_counter()
         await self._quota.admit(payer)
         reply = await _unless_gone(self._router.send(owner, endpoint, "POST", path, _headers(scope), body), scope)
         if reply.headers.get(b"content-type", b"").startswith(PROBLEM_JSON.encode()):
             raise _problem(reply)
-        if rows := _rows(reply):
-            await self._quota.take(payer, rows)
-            charge(Use(rows))
-            _predictions.add(rows)
-            _duration.record(time.perf_counter() - started)
-        await _send(scope, send, reply)
+        try:
+            if rows := _rows(reply):
+                await self._quota.take(payer, rows)
+                charge(Use(rows, _number(reply, b"x-lepton-tokens-in"), _number(reply, b"x-lepton-tokens-out")))
+                _predictions.add(rows)
+                _duration.record(time.perf_counter() - started)
+            if reply.stream is None:
+                await _send(scope, send, reply)
+            else:
+                parts = charged(reply.stream, charge) if b"x-lepton-tokens-in" in reply.headers else reply.stream.__aiter__()
+                await _unless_gone(self._stream(scope, send, reply, parts), scope)
+        finally:
+            if reply.stream is not None:
+                reply.stream.close()
+
+    async def _stream(self, scope: Scope, send: Send, reply: Reply, parts: AsyncGenerator[bytes, None]) -> None:
+        """Also for whoever reads too slowly the time is over at last."""
+        await send({"type": "http.response.start", "status": reply.status, "headers": _passed_back(reply)})
+        try:
+            async with asyncio.timeout(self._router.seconds + STREAM_SLACK_SECONDS), aclosing(parts):
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        except BrokenOff as error:
+            raise AppError("the replica broke off in the middle of its answer", code="upstream_failed") from error
+        except TimeoutError as error:
+            raise AppError("the stream did not end in its time", code="deadline_exceeded") from error
+        await send({"type": "http.response.body", "body": b""})
 
     def _charge(self, workspace: str, endpoint: str) -> Charge:
         return lambda use: self._meter.predicted(workspace, endpoint, use)
@@ -166,7 +210,7 @@ async def _about_itself(scope: Scope, send: Send) -> None:
     await _send(scope, send, Reply(200, {b"content-type": _JSON}, orjson.dumps(known[path])))
 
 
-async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
+async def _unless_gone(answer: Awaitable[T], scope: Scope) -> T:
     """A caller that goes away takes its request back: the replica need not answer it."""
     task = asyncio.current_task()
     assert task is not None
@@ -189,19 +233,13 @@ async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
 
 
 async def _send(scope: Scope, send: Send, reply: Reply) -> None:
-    headers = [(name, reply.headers[name]) for name in _PASSED_BACK if name in reply.headers]
-    if reply.stream is None:
-        headers.append((b"content-length", b"%d" % len(reply.body)))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
-        return
+    headers = [*_passed_back(reply), (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    try:
-        async for part in reply.stream:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-    except BrokenOff as error:
-        raise AppError("the replica broke off in the middle of its answer", code="upstream_failed") from error
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+
+def _passed_back(reply: Reply) -> list[tuple[bytes, bytes]]:
+    return [(name, reply.headers[name]) for name in _PASSED_BACK if name in reply.headers]
 
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:
@@ -218,9 +256,13 @@ def _rows(reply: Reply) -> int:
     """To be paid for; none where the replica refused."""
     if not 200 <= reply.status < 300:
         return 0
-    rows = reply.headers.get(b"x-lepton-rows", b"")
     # Whoever answers without counting has answered something.
-    return int(rows) if rows.isdigit() else 1
+    return _number(reply, b"x-lepton-rows", 1)
+
+
+def _number(reply: Reply, name: bytes, otherwise: int = 0) -> int:
+    value = reply.headers.get(name, b"")
+    return int(value) if value.isdigit() and len(value) <= _LONGEST_NUMBER else otherwise
 
 
 def _problem(reply: Reply) -> AppError:

@@ -5,7 +5,7 @@ Its own, since any client that was measured costs more than everything else here
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,7 +62,7 @@ class Stream:
         # Called once when nothing more will come, or is wanted.
         self.on_end: Callable[[], None] = lambda: None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         try:
             while self._parts or not self._over:
                 if not self._parts:
@@ -77,9 +77,13 @@ class Stream:
             if self._error:
                 raise self._error
         finally:
-            if not self._over:
-                self._connection.abort()
-                self.end()
+            self.close()
+
+    def close(self) -> None:
+        """Nobody wants the rest."""
+        if not self._over:
+            self._connection.abort()
+            self.end()
 
     def add(self, part: bytes) -> None:
         """From the connection."""

@@ -19,7 +19,7 @@ _ENDPOINT, _SUBSCRIPTION = "endpoint", "subscription"
 
 
 class Use(NamedTuple):
-    """Of one request."""
+    """Of one request; without rows, more of one whose rows were told already."""
 
     rows: int
     tokens_in: int = 0
@@ -51,9 +51,9 @@ class Meter:
 
     async def _take(self, name: str, lines: Sequence[Sequence[Any]]) -> None:
         sums: dict[tuple[str, str], list[int]] = {}
-        for kind, key, *use in lines:
+        for kind, key, rows, *tokens in lines:
             total = sums.setdefault((kind, key), [0, 0, 0, 0])
-            for place, amount in enumerate([1, *use]):
+            for place, amount in enumerate([1 if rows else 0, rows, *tokens]):
                 total[place] += amount
         with acting(Call()):
             await self._tell_deployment(name, [(key, *total) for (kind, key), total in sums.items() if kind == _ENDPOINT])

@@ -83,7 +83,7 @@ class Router:
     def __init__(self, deployment: Client, traffic: Traffic, *, seconds: float = 60.0) -> None:
         self._deployment = deployment
         self._traffic = traffic
-        self._seconds = seconds
+        self.seconds = seconds
         self._resolved: Remembered[Key, Resolved] = Remembered(self._resolve, fresh_seconds=RESOLVED_SECONDS, stale_seconds=STALE_SECONDS)
         self._busy: Counter[str] = Counter()
         self._pool = Pool()
@@ -117,7 +117,7 @@ class Router:
         Waits for the first replica of an endpoint that starts or sleeps. `current`: by the replicas that are ready now, not a moment ago.
         Raises NotFound, Conflict, Transient.
         """
-        seconds = seconds or self._seconds
+        seconds = seconds or self.seconds
         until = time.monotonic() + seconds
         key, asked = (workspace, endpoint), Asked(method, path, headers, body)
         try:

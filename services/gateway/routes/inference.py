@@ -9,6 +9,7 @@ from libs.errors import NotFound
 from libs.rpc.schema import Schemas
 from services.gateway import documents
 from services.gateway.operations import Operation
+from services.gateway.problems import OPENAI_PATHS
 
 _INSTANCES = {
     "type": "object",
@@ -25,6 +26,35 @@ _INSTANCES = {
 _PREDICTIONS = {"type": "object", "required": ["predictions"], "properties": {"predictions": {"type": "array", "items": {}}}}
 _EXAMPLE = {"instances": [{"radius_mean": 17.99, "texture_mean": 10.38}]}
 _OBJECT = {"type": "object"}
+_ASKED = {"type": "object", "required": ["model"], "properties": {"model": {"type": "string", "description": "An endpoint's name."}}}
+_TEXTS = {
+    "CreateChatCompletion": "Goes on with a conversation",
+    "CreateCompletion": "Goes on with a text",
+    "CreateEmbedding": "Gives the vectors of texts",
+}
+_OPENAI_ERROR = {
+    "description": "An error as OpenAI's clients read it.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": ["message", "type", "param", "code"],
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": {"type": ["string", "null"]},
+                            "code": {"type": "string"},
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
 _ERROR = {
     "description": "An error in the protocol's form.",
     "content": {"application/json": {"schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}},
@@ -36,6 +66,7 @@ def operations() -> list[Operation]:
     fixed = [
         Operation("POST", "/v1/endpoints/{name}/predict", _elsewhere, lambda _schemas: _describe_rows("endpoints", "Predict", "name")),
         Operation("POST", "/v1/listings/{slug}/invoke", _elsewhere, lambda _schemas: _describe_rows("listings", "Invoke", "slug")),
+        *(Operation("POST", path, _elsewhere, _describe_texts(name)) for path, name in zip(OPENAI_PATHS, _TEXTS, strict=True)),
         Operation("GET", "/v2", _elsewhere, _describe("ServerMetadata")),
         Operation("GET", "/v2/health/live", _elsewhere, _describe("ServerLive")),
         Operation("GET", "/v2/health/ready", _elsewhere, _describe("ServerReady")),
@@ -68,6 +99,19 @@ def _describe(name: str, base: str = "", *, body: bool = False) -> Any:
             answers={"200": documents.answer("As the protocol has it.", "application/json", _OBJECT)},
             problems=_ERROR,
         )
+
+    return describe
+
+
+def _describe_texts(name: str) -> Any:
+    words = f"{_TEXTS[name]}, as OpenAI's API does. `model` is an endpoint of the workspace."
+    answers = {"200": documents.answer("As that API has it.", "application/json", _OBJECT)}
+    if name != "CreateEmbedding":
+        answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    body = {**documents.content("application/json", _ASKED), "required": True}
+
+    def describe(_schemas: Schemas) -> dict[str, Any]:
+        return documents.operation("openai", name, name, description=words, body=body, answers=answers, problems=_OPENAI_ERROR)
 
     return describe
 
