@@ -13,13 +13,15 @@ _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.Si
 def build(architecture: str, params: Mapping[str, Any], kind: str, shape: Sequence[int], outputs: int, tokens: int = 0) -> nn.Module:
     """A module with fresh weights from torch's random generator.
 
-    params: complete (`spec.complete_params`). kind: the preprocessing's, "table", "text" or "image". shape: of one row.
+    params: complete (`spec.complete_params`). kind: the preprocessing's, "table", "text", "bytes" or "image". shape: of one row.
     tokens: for texts, how many token numbers there are.
     """
     if architecture == "linear":
         return nn.Linear(shape[0], outputs)
     if architecture == "mlp":
         return _mlp(shape[0], outputs, params)
+    if kind == "bytes":
+        return Decoder(tokens, shape[0], outputs, params)
     if architecture == "cnn":
         return Cnn(shape, outputs, params["channels"], params["dropout"])
     width = params["embedding"] if architecture == "rnn" else params["width"]
@@ -125,16 +127,51 @@ class Transformer(nn.Module):
         """[N, width]: what the head sees of each row."""
         vectors, mask = self.embed(x)
         vectors = vectors + self.place
+        seen = mask.reshape(-1, 1, 1, mask.shape[1])
         for block in self.blocks:
-            vectors = block(vectors, mask)
+            vectors = block(vectors, seen)
         return _mean(vectors, mask)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.pool(x))
 
 
+class Decoder(nn.Module):
+    """Each place of a text sees itself and what is before it. Outputs [N, K] for what follows the last token that is no padding.
+
+    While `everywhere`, as it is trained: [N, K, L] for what follows each.
+    """
+
+    seen: Tensor
+
+    def __init__(self, tokens: int, length: int, outputs: int, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = params["width"]
+        self.everywhere = False
+        self.embed = TokenEmbedding(tokens, width)
+        self.place = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, params["heads"], params["dropout"]) for _ in range(params["layers"]))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.register_buffer("seen", torch.ones(length, length).tril(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors, mask = self.embed(x)
+        vectors = vectors + self.place
+        for block in self.blocks:
+            vectors = block(vectors, self.seen)
+        if self.everywhere:
+            return self.head(vectors).transpose(1, 2)
+        last = (mask.sum(1, keepdim=True).long() - 1).clamp(min=0)
+        return self.head(vectors.gather(1, last.expand(-1, -1, vectors.shape[2])).squeeze(1))
+
+    def fold(self) -> "Decoder":
+        """As it is served."""
+        self.everywhere = False
+        return self
+
+
 class Block(nn.Module):
-    """Attention and two affine layers, each added to its input."""
+    """Attention and two affine layers, each added to its input. `seen`: 1 where a place may see another, as [N, heads, L, L] broadcasts."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -146,15 +183,15 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.merge(self._attend(self.norm(x), mask))
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.merge(self._attend(self.norm(x), seen))
         return x + self.think(x)
 
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, seen: Tensor) -> Tensor:
         length, width = x.shape[1], x.shape[2]
         size = width // self.heads
         parts = self.project(x).reshape(-1, length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
         query, key, value = parts[0], parts[1], parts[2]
         # Written out, with a large number for infinity: exports alike in single and double, and a text of padding alone stays finite.
-        scores = query @ key.transpose(-2, -1) / math.sqrt(size) + (mask.reshape(-1, 1, 1, length) - 1) * 1e9
+        scores = query @ key.transpose(-2, -1) / math.sqrt(size) + (seen - 1) * 1e9
         return (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, length, width)

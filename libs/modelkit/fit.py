@@ -14,6 +14,7 @@ _READABLE = {
     "classification": ("double", "integer", "boolean", "string", "timestamp"),
     "image_classification": ("image",),
     "text_classification": ("string",),
+    "text_generation": ("string",),
 }
 MAX_CLASSES = 1000
 
@@ -43,7 +44,9 @@ def check_data(
 
 
 def default_features(task: str, target: str, features: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns to predict from: those named, else every other one that the task can read."""
+    """The columns to predict from: those named, else every other one that the task can read; what is written is read, too."""
+    if task == "text_generation":
+        return [target]
     if features:
         return list(features)
     return [column["name"] for column in columns if column["name"] != target and column["type"] in _READABLE[task]]
@@ -60,12 +63,8 @@ def _check_kind(task: str, types: Mapping[str, str]) -> list[Violation]:
         return [
             Violation("task", f"{task} reads tables, and the dataset has pictures; use image_classification", ("image_classification",))
         ]
-    if task == "text_classification" and "string" not in types.values():
-        return [
-            Violation(
-                "task", "text_classification needs a column of texts, and the dataset has none; use classification", ("classification",)
-            )
-        ]
+    if task in ("text_classification", "text_generation") and "string" not in types.values():
+        return [Violation("task", f"{task} needs a column of texts, and the dataset has none; use classification", ("classification",))]
     return []
 
 
@@ -75,6 +74,11 @@ def _check_target(task: str, target: str, types: Mapping[str, str]) -> list[Viol
     if target not in types:
         return [_no_column("target", target, types)]
     kind = types[target]
+    if task == "text_generation" and kind != "string":
+        texts = tuple(name for name, each in types.items() if each == "string")
+        return [
+            Violation("target", f"text_generation writes texts, and '{target}' holds {_words(kind)}; name a column of texts", texts[:10])
+        ]
     if task == "regression" and kind not in NUMERIC:
         message = f"regression predicts numbers, and '{target}' holds {_words(kind)}; use classification, or cast the column to double"
         return [Violation("target", message, ("classification", *[n for n, t in types.items() if t in NUMERIC][:9]))]
@@ -84,6 +88,10 @@ def _check_target(task: str, target: str, types: Mapping[str, str]) -> list[Viol
 
 
 def _check_features(task: str, target: str, features: Sequence[str], types: Mapping[str, str]) -> list[Violation]:
+    if task == "text_generation":
+        if set(features) <= {target}:
+            return []
+        return [Violation("features", f"text_generation reads the column that it writes, '{target}', and no other: leave features out")]
     errors, seen = [], set()
     for index, name in enumerate(features):
         at = f"features[{index}]"
@@ -116,7 +124,7 @@ def _check_profile(task: str, target: str, features: Sequence[str], profile: Map
         errors.append(Violation("target", message))
     if rows < 2:
         errors.append(Violation("dataset", "one row is not enough to train on and to evaluate"))
-    if task != "regression":
+    if task not in ("regression", "text_generation"):
         errors += _check_classes(target, of_target, rows)
     for name in features:
         if (figures.get(name, {}).get("nulls") or 0) >= rows:

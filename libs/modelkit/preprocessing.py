@@ -1,7 +1,7 @@
 """What raw rows go through before a model sees them: fitted on training rows, kept as plain JSON, the same for tables and records.
 
 Numbers: missing ones become the median, then (x - mean) / scale in double precision. Texts in tables: one-hot with a place for the
-unknown. Texts as texts: tokens. Pictures: one size, (x / 255 - mean) / scale a channel. Numpy only.
+unknown. Texts as texts: tokens; to be written: bytes. Pictures: one size, (x / 255 - mean) / scale a channel. Numpy only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ MAX_WIDTH = 20_000
 
 
 class Preprocessing:
-    """Fitted preprocessing. `data` is its JSON: {"kind": "table" | "text" | "image", "inputs": [...], ...}."""
+    """Fitted preprocessing. `data` is its JSON: {"kind": "table" | "text" | "bytes" | "image", "inputs": [...], ...}."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = dict(data)
@@ -53,10 +53,17 @@ class Preprocessing:
         """Of one row as the model sees it: (features,), (tokens,) or (channels, height, width)."""
         if self.kind == "table":
             return (self._width,)
-        if self.kind == "text":
+        if self.kind in ("text", "bytes"):
             return (self.data["length"],)
         height, width, channels = self.inputs[0]["shape"]
         return channels, height, width
+
+    @property
+    def tokens(self) -> int:
+        """How many token numbers there are; 0 where rows are no tokens."""
+        if self.kind == "bytes":
+            return text.BYTES
+        return len(self.data["vocabulary"]) + text.FIRST if self.kind == "text" else 0
 
     @property
     def scales(self) -> NDArray[np.float64]:
@@ -69,6 +76,8 @@ class Preprocessing:
         """float64 [N, features], int64 [N, tokens], or float32 [N, channels, height, width]."""
         if self.kind == "text":
             return text.encode(self._texts(raw), self._tokens, self.data["length"])
+        if self.kind == "bytes":
+            return text.encode_bytes([text.to_bytes(each) for each in self._texts(raw)], self.data["length"])
         if self.kind == "image":
             assert raw.pixels is not None
             images = np.empty((raw.rows, *self.shape), np.float32)
@@ -123,6 +132,11 @@ def fit_text(columns: Mapping[str, NDArray[Any]], names: Sequence[str], vocabula
     longest = max((len(text.tokenise(item)) for item in texts), default=1)
     words = text.learn_vocabulary(texts, vocabulary)
     return Preprocessing({"kind": "text", "inputs": inputs, "vocabulary": words, "length": max(1, min(longest, max_length))})
+
+
+def fit_bytes(name: str, length: int) -> Preprocessing:
+    """A column of texts that are to be gone on with; of a longer one the last `length` bytes are read."""
+    return Preprocessing({"kind": "bytes", "inputs": [{"name": name, "type": "string", "optional": False}], "length": length})
 
 
 def fit_images(name: str, images: NDArray[np.uint8]) -> Preprocessing:

@@ -11,7 +11,7 @@ from libs.modelkit import package as packages
 from libs.modelkit.package import Package
 from libs.modelkit.raw import Raw
 from libs.modelkit.signature import Signature
-from libs.modelkit.text import FIRST
+from libs.modelkit.writing import write
 
 Model = Callable[[NDArray[Any]], NDArray[np.floating]]
 
@@ -35,11 +35,11 @@ class Runtime:
     def __init__(self, package: Package, model: Model, engine: str, vectors: Model | None = None) -> None:
         self.package = package
         self.engine = engine
-        self.generate: Generate | None = None
+        self.generate: Generate | None = self._generate if package.task == "text_generation" else None
         self.embed: Embed | None = self._embed if vectors is not None else None
         self._model = model
         self._vectors = vectors
-        self._dtype = np.int64 if package.preprocessing.kind == "text" else np.dtype(package.dtype)
+        self._dtype = np.int64 if package.preprocessing.tokens else np.dtype(package.dtype)
 
     @property
     def signature(self) -> Signature:
@@ -79,6 +79,9 @@ class Runtime:
     def predict_records(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """From raw records to records; see `read` for errors and `word` for the form."""
         return self.word(self.answer(self.read(records))) if records else []
+
+    def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]:
+        return write(self._model, self.package.preprocessing.shape[0], prompt, max_tokens, temperature, stop)
 
     def _embed(self, texts: list[str]) -> list[list[float]]:
         """What the model's last layer sees of each text."""
@@ -133,5 +136,5 @@ def build_module(package: Package) -> Any:
     from libs.modelkit.architectures import build  # needs torch
 
     preprocessing = package.preprocessing
-    tokens = len(preprocessing.data.get("vocabulary", ())) + FIRST
-    return build(package.architecture, package.params, preprocessing.kind, preprocessing.shape, package.target.outputs, tokens)
+    outputs = package.target.outputs
+    return build(package.architecture, package.params, preprocessing.kind, preprocessing.shape, outputs, preprocessing.tokens)

@@ -10,7 +10,7 @@ from typing import Any
 
 from libs.errors import Violation, near
 
-TASKS = ("regression", "classification", "image_classification", "text_classification")
+TASKS = ("regression", "classification", "image_classification", "text_classification", "text_generation")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "lbfgs": 1.0}
 
@@ -108,7 +108,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "max_length": Param("int", 128, 1, 4096),
             "vocabulary": _VOCABULARY,
         },
-        (*_TABLE, "text_classification"),
+        (*_TABLE, "text_classification", "text_generation"),
         "texts, or the columns of a table in their order",
     ),
 }
@@ -118,6 +118,7 @@ _SUITED = {
     "classification": ("mlp", "linear", "rnn", "transformer"),
     "image_classification": ("cnn",),
     "text_classification": ("transformer", "rnn"),
+    "text_generation": ("transformer",),
 }
 
 _TRAINING = {
@@ -146,6 +147,8 @@ def check_model(task: str, architecture: str, params: Mapping[str, Any] | None =
     if task not in known.tasks:
         message = f"{architecture} reads {known.reads}, which does not fit {task}; {_either(_SUITED[task])} does"
         errors.insert(0, Violation(f"{at}.architecture", message, _SUITED[task]))
+    if task == "text_generation" and (params or {}).get("vocabulary") not in (None, _VOCABULARY.default):
+        errors.append(Violation(f"{at}.params.vocabulary", "text_generation reads and writes bytes, and has no vocabulary; leave it out"))
     return errors
 
 

@@ -11,6 +11,7 @@ from libs.modelkit.evaluation import softmax
 from libs.modelkit.fit import MAX_CLASSES
 from libs.modelkit.preprocessing import spread
 from libs.modelkit.signature import label
+from libs.modelkit.text import LABELS
 
 
 class Target:
@@ -58,6 +59,11 @@ def fit_target(name: str, kind: str, values: NDArray[Any], *, classify: bool) ->
         raise _unusable(name, "has infinite values; replace or drop these rows with a transform")
     mean, scale = spread(values)
     return Target({"name": name, "type": kind, "mean": mean, "scale": scale})
+
+
+def next_byte(name: str) -> Target:
+    """What follows a text: a byte, or its end."""
+    return Target({"name": name, "type": "string", "classes": LABELS})
 
 
 def _classes(name: str, kind: str, values: NDArray[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from numpy.typing import NDArray
 from libs.errors import Invalid, Violation
 from libs.modelkit.fit import check_data, default_features
 from libs.modelkit.package import Package
-from libs.modelkit.preprocessing import Preprocessing, choose_shape, decode_column, fit_images, fit_table, fit_text
+from libs.modelkit.preprocessing import Preprocessing, choose_shape, decode_column, fit_bytes, fit_images, fit_table, fit_text
 from libs.modelkit.raw import Raw
 from libs.modelkit.tables import Columns, column_type, read_columns
-from libs.modelkit.target import Target, fit_target
+from libs.modelkit.target import Target, fit_target, next_byte
+from libs.modelkit.text import END, to_bytes
 from services.training.engine.spec import RunSpec
+
+MAX_TEXT = 16 << 20
+_EVALUATED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows for the model: x [N, ...] preprocessed, y [N] class indices or standardised numbers."""
+    """Rows for the model: x [N, ...] preprocessed, y [N] class indices or standardised numbers; of texts [N, L], a byte after each."""
 
     x: NDArray[Any]
     y: NDArray[Any]
@@ -65,9 +70,11 @@ def prepare(spec: RunSpec, table: pa.Table, spans: Mapping[str, slice], init: Pa
     types = {column["name"]: column["type"] for column in columns}
     names = default_features(spec.task, spec.target, spec.features, columns)
     names = names[:1] if spec.task == "image_classification" else names
-    values = read_columns(table, [*names, spec.target])
+    values = read_columns(table, list(dict.fromkeys([*names, spec.target])))
     if not table.num_rows:
         raise _unusable("data", "there are no rows to train on")
+    if spec.task == "text_generation":
+        return _prepare_text(spec, values[spec.target], spans, init)
     target = init.target if init else fit_target(spec.target, types[spec.target], values[spec.target], classify=spec.classify)
     y = target.encode(values.pop(spec.target))
     parts = _split(spec, y, spans)
@@ -94,6 +101,43 @@ def _transform(
     else:
         fitted = fit_table(sample, types)
     return fitted, _cast(spec, fitted.transform(fitted.from_columns(values)))
+
+
+def _prepare_text(spec: RunSpec, texts: NDArray[np.object_], spans: Mapping[str, slice], init: Package | None) -> Prepared:
+    """Texts of each part one after the other, cut to one length; what is asked of each byte is the next one."""
+    target = init.target if init else next_byte(spec.target)
+    if any(each is None for each in texts):
+        raise _unusable("target", f"'{spec.target}' has missing values; drop these rows with a transform")
+    if sum(map(len, texts)) > MAX_TEXT:
+        raise _unusable("data", f"the texts have more than {MAX_TEXT >> 20} Mi characters; use fewer")
+    streams = [_stream(texts[rows]) for rows in _split(spec, np.zeros(len(texts), np.int64), spans)]
+    length = init.preprocessing.shape[0] if init else min(spec.params["max_length"], len(streams[0]) - 1)
+    if len(streams[0]) <= length or (streams[0] == END).all():
+        raise _unusable("data", f"the training texts are empty, or shorter than the {length} bytes that the model reads at once; use more")
+    train, *others = (_cut(stream, length) for stream in streams)
+    return Prepared(init.preprocessing if init else fit_bytes(spec.target, length), target, train, *map(sample_part, others))
+
+
+def _stream(texts: NDArray[np.object_]) -> NDArray[np.int64]:
+    return np.array([*chain.from_iterable(map(to_bytes, texts)), END], np.int64)
+
+
+def _cut(stream: NDArray[np.int64], length: int) -> Part:
+    """The last row overlaps with the one before, so that nothing is left out."""
+    if len(stream) <= length:
+        return Part(np.empty((0, length), np.int64), np.empty((0, length), np.int64))
+    starts = np.unique([*range(0, len(stream) - length, length), len(stream) - length - 1])
+    rows = starts[:, None] + np.arange(length)
+    return Part(stream[rows], stream[rows + 1])
+
+
+def sample_part(part: Part) -> Part:
+    """Of texts: so many rows, spread over it, that what a model says of each byte fits into memory."""
+    most = max(1, _EVALUATED_BYTES // part.x.shape[1])
+    if len(part) <= most:
+        return part
+    chosen = np.linspace(0, len(part) - 1, most).astype(int)
+    return Part(part.x[chosen], part.y[chosen])
 
 
 def _cast(spec: RunSpec, x: NDArray[Any]) -> NDArray[Any]:

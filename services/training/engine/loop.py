@@ -30,7 +30,7 @@ Loss = Callable[..., Tensor]
 
 @dataclass
 class Rows:
-    """Rows on the device: x [N, ...], y [N] (classes) or [N, 1] (numbers)."""
+    """Rows on the device: x [N, ...], y [N] (classes), [N, 1] (numbers) or [N, L] (a class a place)."""
 
     x: Tensor
     y: Tensor
@@ -130,7 +130,7 @@ class Loop:
 
     def _part_of_mean(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
         """What this worker's rows add to the mean loss of `rows`, which are all workers'."""
-        return self.loss(outputs, y) if self.crew.alone else self.loss(outputs, y, reduction="sum") / rows
+        return self.loss(outputs, y) if self.crew.alone else self.loss(outputs, y, reduction="sum") / (rows * y.shape[1:].numel())
 
     def _sum(self, *figures: float) -> list[float]:
         return self.crew.sum(*figures, device=self.train.x.device.type)
@@ -191,7 +191,7 @@ class Loop:
     def _mean_loss(self, rows: Rows) -> tuple[float, float | None]:
         share = self.crew.share(slice(0, len(rows)))
         outputs, y = predict(self.module, rows.x[share], lambda: self.events.beat("train")), rows.y[share]
-        right = float((outputs.argmax(1) == y).sum()) / len(rows) if self.classify else 0.0
+        right = float((outputs.argmax(1) == y).sum()) / (len(rows) * y.shape[1:].numel()) if self.classify else 0.0
         loss, accuracy = self._sum(float(self._part_of_mean(outputs, y, len(rows))), right)
         return loss, accuracy if self.classify else None
 

@@ -4,24 +4,24 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import Invalid, Violation
 from libs.modelkit import package as packages
-from libs.modelkit.evaluation import confusion_matrix, evaluate_classes, evaluate_numbers
+from libs.modelkit.evaluation import confusion_matrix, evaluate_classes, evaluate_numbers, softmax
 from libs.modelkit.package import Package
-from libs.modelkit.text import FIRST
 from services.training.engine.crew import Crew
-from services.training.engine.data import Part, Prepared, prepare, read_tables, sample_rows
+from services.training.engine.data import Part, Prepared, prepare, read_tables, sample_part, sample_rows
 from services.training.engine.events import Events
 from services.training.engine.spec import RunSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from libs.modelkit.architectures import Decoder
     from services.training.engine.loop import Rows, Standing
 
 
@@ -130,12 +130,14 @@ def _require_enough(rows: int, crew: Crew) -> None:
 def _build(spec: RunSpec, prepared: Prepared, init: Package | None) -> "nn.Module":
     import torch
 
-    from libs.modelkit.architectures import build
+    from libs.modelkit.architectures import Decoder, build
     from services.training.engine.whitening import MAX_FEATURES, whiten
 
     preprocessing = prepared.preprocessing
-    tokens = len(preprocessing.data.get("vocabulary", ())) + FIRST
-    module = build(spec.architecture, spec.params, preprocessing.kind, preprocessing.shape, prepared.target.outputs, tokens)
+    outputs = prepared.target.outputs
+    module = build(spec.architecture, spec.params, preprocessing.kind, preprocessing.shape, outputs, preprocessing.tokens)
+    if isinstance(module, Decoder):
+        module.everywhere = True
     if spec.init:
         _initialise(module, packages.read_weights(spec.init / packages.WEIGHTS if init else spec.init))
     training = spec.training
@@ -178,6 +180,8 @@ def _evaluate(module: "nn.Module", prepared: Prepared, spec: RunSpec) -> tuple[d
     from services.training.engine.loop import predict
 
     part, prefix = (prepared.test, "") if len(prepared.test) else (prepared.train, "training_")
+    if spec.task == "text_generation":
+        return {prefix + name: value for name, value in _evaluate_text(cast("Decoder", module), part).items()}, []
     outputs = predict(module, torch.from_numpy(np.ascontiguousarray(part.x))).numpy()
     target, matrix = prepared.target, []
     if target.classes is None:
@@ -187,6 +191,20 @@ def _evaluate(module: "nn.Module", prepared: Prepared, spec: RunSpec) -> tuple[d
         figures = evaluate_classes(part.y, probabilities)
         matrix = confusion_matrix(part.y, probabilities.argmax(1), len(target.classes)).tolist()
     return {prefix + name: value for name, value in figures.items()}, matrix
+
+
+def _evaluate_text(module: "Decoder", part: Part) -> dict[str, float]:
+    """How well each byte follows from those before it; perplexity is the exponential of log_loss."""
+    import torch
+
+    from services.training.engine.loop import predict
+
+    part = sample_part(part)
+    module.everywhere = True
+    outputs = predict(module, torch.from_numpy(part.x)).transpose(1, 2).flatten(0, 1).numpy()
+    module.fold()
+    figures = evaluate_classes(part.y.reshape(-1), softmax(outputs))
+    return {"accuracy": figures["accuracy"], "log_loss": figures["log_loss"], "perplexity": float(np.exp(figures["log_loss"]))}
 
 
 def _describe(spec: RunSpec, prepared: Prepared, metrics: Mapping[str, float], folder: Path) -> Package:

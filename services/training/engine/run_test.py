@@ -231,3 +231,33 @@ def test_layout_of_the_package(train):
     assert {file.name for file in (done.folder / "package").iterdir()} == {"model.json", "model.onnx", "weights.safetensors"}
     model = json.loads((done.folder / "package" / "model.json").read_text())
     assert (model["format"], model["classes"], model["dtype"]) == (1, ["other", "same"], "float32")
+
+
+def test_a_model_of_texts_writes_and_says_how_well(train):
+    table = pa.table({"y": ["one two three four five", "uno dos tres cuatro"] * 20})
+    params = {"width": 32, "heads": 2, "layers": 1, "max_length": 24, "dropout": 0}
+    training = {"epochs": 60, "batch_size": 8, "learning_rate": 0.01}
+    done = train(table, task="text_generation", model={"architecture": "transformer", "params": params}, training=training)
+    assert done.result["metrics"]["perplexity"] < 2
+    assert done.result["onnx"], done.of("log")
+    runtime = done.runtime()
+    for prompt, rest in (("one two", " three four five"), ("uno", " dos tres cuatro")):
+        pieces = list(runtime.generate(prompt, max_tokens=20, temperature=0, stop=[]))
+        assert "".join(pieces) == rest
+    assert "".join(runtime.generate("one", max_tokens=20, temperature=0, stop=["four"])) == " two three "
+    [answer] = runtime.predict_records([{"y": "one tw"}])
+    assert answer["prediction"] == "o"
+    (done.folder / "package" / "model.onnx").unlink()
+    by_torch = done.runtime()
+    assert by_torch.engine == "torch"
+    np.testing.assert_allclose(by_torch.answer(by_torch.read([{"y": "one"}])), runtime.answer(runtime.read([{"y": "one"}])), atol=1e-5)
+
+
+def test_what_no_text_can_be_learned_of_is_refused(train):
+    model = {"architecture": "transformer", "params": {"max_length": 24}}
+    for table, words in (({"y": ["a", None, "b"]}, "missing values"), ({"y": ["", ""]}, "are empty"), ({"y": [1, 2]}, "a column of texts")):
+        with pytest.raises(Invalid, match=words):
+            train(pa.table(table), name=words, task="text_generation", model=model)
+    with pytest.raises(Invalid, match="no vocabulary"):
+        params = {"vocabulary": 5}
+        train(pa.table({"y": ["ab"] * 9}), task="text_generation", model={"architecture": "transformer", "params": params})

@@ -57,9 +57,10 @@ class TrainingJobs:
         """Starts a job; raises InvalidData naming every field that does not fit.
 
         spec: the JSON of the REST API, where there is one; arguments override it, and what is None is the platform's default.
-        dataset: "name@n". task: regression, classification, image_classification, text_classification. target: column to predict.
-        architecture: linear, mlp, cnn, rnn, transformer. init: "random" or a model version to start from. early_stopping: patience
-        in epochs, or {"patience", "min_delta"}. workers: processes that train one model together, each with the resources that follow.
+        dataset: "name@n". task: regression, classification, image_classification, text_classification, text_generation. target: column to
+        predict, or of the texts to write. architecture: linear, mlp, cnn, rnn, transformer. init: "random" or a model version to start
+        from. early_stopping: patience in epochs, or {"patience", "min_delta"}. workers: processes that train one model together, each with
+        the resources that follow.
         accelerator: cpu, gpu, tpu.
         """
         given = {key: value for key, value in locals().items() if key not in ("self", "spec")}

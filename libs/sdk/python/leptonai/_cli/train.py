@@ -20,7 +20,9 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
 def submit(
     file: Annotated[str, typer.Option("--file", "-f", help="JSON file with the job; - is stdin. Options override it.")] = "",
     dataset: Annotated[str | None, typer.Option(help="NAME or NAME@N.")] = None,
-    task: Annotated[str | None, typer.Option(help="regression, classification, image_classification, text_classification.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="regression, classification, image_classification, text_classification, text_generation.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     features: Annotated[str | None, typer.Option(help="Columns to predict from, with commas between. Default: all others.")] = None,
     architecture: Annotated[str | None, typer.Option(help="linear, mlp, cnn, rnn, transformer.")] = None,
