@@ -18,7 +18,7 @@ from libs.modelkit.preprocessing import Preprocessing, choose_shape, decode_colu
 from libs.modelkit.raw import Raw
 from libs.modelkit.tables import Columns, column_type, read_columns
 from libs.modelkit.target import Target, fit_target, next_byte
-from libs.modelkit.text import END, to_bytes
+from libs.modelkit.text import to_bytes
 from services.training.engine.spec import RunSpec
 
 MAX_TEXT = 16 << 20
@@ -104,31 +104,34 @@ def _transform(
 
 
 def _prepare_text(spec: RunSpec, texts: NDArray[np.object_], spans: Mapping[str, slice], init: Package | None) -> Prepared:
-    """Texts of each part one after the other, cut to one length; what is asked of each byte is the next one."""
-    target = init.target if init else next_byte(spec.target)
+    """Rows of one length, each from where a text begins or a row before it ended; what is asked of each byte is the next one."""
     if any(each is None for each in texts):
         raise _unusable("target", f"'{spec.target}' has missing values; drop these rows with a transform")
     if sum(map(len, texts)) > MAX_TEXT:
         raise _unusable("data", f"the texts have more than {MAX_TEXT >> 20} Mi characters; use fewer")
-    streams = [_stream(texts[rows]) for rows in _split(spec, np.zeros(len(texts), np.int64), spans)]
-    length = init.preprocessing.shape[0] if init else min(spec.params["max_length"], len(streams[0]) - 1)
-    if len(streams[0]) <= length or (streams[0] == END).all():
-        raise _unusable("data", f"the training texts are empty, or shorter than the {length} bytes that the model reads at once; use more")
-    train, *others = (_cut(stream, length) for stream in streams)
-    return Prepared(init.preprocessing if init else fit_bytes(spec.target, length), target, train, *map(sample_part, others))
+    parts = [[to_bytes(text) for text in texts[rows]] for rows in _split(spec, np.zeros(len(texts), np.int64), spans)]
+    longest = max(map(len, parts[0]))
+    if longest == 1:
+        raise _unusable("data", "the training texts are empty")
+    length = init.preprocessing.shape[0] if init else min(spec.params["max_length"], longest)
+    train, *others = (_cut(part, length) for part in parts)
+    preprocessing = init.preprocessing if init else fit_bytes(spec.target, length)
+    return Prepared(preprocessing, next_byte(spec.target), train, *map(sample_part, others))
 
 
-def _stream(texts: NDArray[np.object_]) -> NDArray[np.int64]:
-    return np.array([*chain.from_iterable(map(to_bytes, texts)), END], np.int64)
-
-
-def _cut(stream: NDArray[np.int64], length: int) -> Part:
-    """The last row overlaps with the one before, so that nothing is left out."""
-    if len(stream) <= length:
-        return Part(np.empty((0, length), np.int64), np.empty((0, length), np.int64))
-    starts = np.unique([*range(0, len(stream) - length, length), len(stream) - length - 1])
-    rows = starts[:, None] + np.arange(length)
-    return Part(stream[rows], stream[rows + 1])
+def _cut(texts: Sequence[Sequence[int]], length: int) -> Part:
+    """Behind a text the next one begins, and behind the last the first: no row is padded."""
+    starts: list[int] = []
+    begin = 0
+    for text in texts:
+        starts += range(begin, begin + len(text), length)
+        begin += len(text)
+    if len(starts) * length > MAX_TEXT:
+        raise _unusable("data", f"rows of {length} bytes make more than {MAX_TEXT >> 20} Mi; use fewer texts, or a smaller max_length")
+    stream = np.array([*chain.from_iterable(texts)], np.int64)
+    rows = np.array(starts, np.int64)[:, None] + np.arange(length + 1)
+    tokens = np.take(stream, rows, mode="wrap") if len(stream) else rows
+    return Part(tokens[:, :-1], tokens[:, 1:])
 
 
 def sample_part(part: Part) -> Part:
