@@ -74,6 +74,7 @@ def profile(rows=100, **of_target):
 def test_data_that_fits():
     assert check_data("classification", "diagnosis", [], COLUMNS, profile()) == []
     assert check_data("image_classification", "", [], PICTURES) == []
+    assert check_data("text_generation", "diagnosis", [], COLUMNS, profile(distinct=100)) == []
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,9 @@ def test_data_that_fits():
         ("image_classification", "diagnosis", [], COLUMNS, None, "task", "needs pictures"),
         ("classification", "label", [], PICTURES, None, "task", "use image_classification"),
         ("text_classification", "when", [], [COLUMNS[0], COLUMNS[2]], None, "task", "column of texts"),
+        ("text_generation", "radius", [], COLUMNS, None, "target", "column of texts"),
+        ("text_generation", "diagnosis", ["radius"], COLUMNS, None, "features", "no other"),
+        ("text_generation", "diagnosis", [], COLUMNS, profile(nulls=1), "target", "1 missing or NaN"),
         ("classification", "diagnosis", [], COLUMNS, profile(distinct=1), "target", "one class only"),
         ("classification", "diagnosis", [], COLUMNS, profile(nans=2, nulls=1), "target", "3 missing or NaN"),
         ("classification", "diagnosis", [], COLUMNS, profile(rows=3, distinct=5), "target", "5 classes and there are only 3 rows"),

@@ -23,6 +23,9 @@ from services.training.engine.process_test import ROOT, wait_for
 MLP = {"task": "regression", "model": {"architecture": "mlp", "params": {"hidden": [16, 16]}}}
 CNN = {"task": "image_classification", "target": "label", "model": {"architecture": "cnn", "params": {"channels": [8, 8], "dropout": 0.0}}}
 
+WRITER = {"architecture": "transformer", "params": {"width": 16, "heads": 2, "layers": 1, "max_length": 12, "dropout": 0.0}}
+TEXT = {"task": "text_generation", "model": WRITER}
+
 
 def start(folder: Path, workers: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "PET_STANDALONE": "1", "PET_NPROC_PER_NODE": str(workers), "PYTHONPATH": str(ROOT)}
@@ -46,11 +49,17 @@ def pictures(rows: int) -> pa.Table:
     return pa.table({"image": files, "label": [str(row % 2) for row in range(rows)]})
 
 
+def texts(rows: int) -> pa.Table:
+    return pa.table({"y": ["one two " * (1 + row % 3) for row in range(rows)]})
+
+
 def figures(trained: Trained, name: str) -> list[float]:
     return [event["value"] for event in trained.of("metric") if event["name"] == name]
 
 
-@pytest.mark.parametrize(("spec", "data", "batch_size"), [(MLP, table(131), 25), (CNN, pictures(67), 10)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("spec", "data", "batch_size"), [(MLP, table(131), 25), (CNN, pictures(67), 10), (TEXT, texts(33), 7)], ids=["mlp", "cnn", "text"]
+)
 def test_two_workers_have_the_losses_of_one(
     tmp_path: Path, train: Callable[..., Trained], spec: dict[str, Any], data: pa.Table, batch_size: int
 ) -> None:
