@@ -14,6 +14,8 @@ from libs.modelkit.signature import Signature
 from libs.modelkit.writing import write
 
 Model = Callable[[NDArray[Any]], NDArray[np.floating]]
+# Attention takes memory for each row.
+_EMBEDDED_AT_ONCE = 64
 
 
 class Generate(Protocol):
@@ -36,7 +38,7 @@ class Runtime:
         self.package = package
         self.engine = engine
         self.generate: Generate | None = self._generate if package.task == "text_generation" else None
-        self.embed: Embed | None = self._embed if vectors is not None else None
+        self.embed: Embed | None = self._embed if vectors is not None and len(package.preprocessing.inputs) == 1 else None
         self._model = model
         self._vectors = vectors
         self._dtype = np.int64 if package.preprocessing.tokens else np.dtype(package.dtype)
@@ -87,8 +89,10 @@ class Runtime:
         """What the model's last layer sees of each text."""
         assert self._vectors is not None
         [field] = self.signature.inputs
-        rows = self.package.preprocessing.transform(self.read([{field.name: text} for text in texts]))
-        vectors: list[list[float]] = self._vectors(rows.astype(self._dtype, copy=False)).tolist()
+        rows = self.package.preprocessing.transform(self.read([{field.name: text} for text in texts])).astype(self._dtype, copy=False)
+        vectors: list[list[float]] = []
+        for start in range(0, len(rows), _EMBEDDED_AT_ONCE):
+            vectors += self._vectors(rows[start : start + _EMBEDDED_AT_ONCE]).tolist()
         return vectors
 
 
