@@ -111,6 +111,15 @@ async def test_whoever_leaves_pays_for_what_came_and_nothing_more_is_written(
     assert writer.written <= written + 1
 
 
+async def test_the_open_inference_protocol_streams_and_is_recorded_too(client: openai.AsyncOpenAI, world: World) -> None:  # noqa: F811
+    path, asked = "/v2/models/wdbc/generate", {"text_input": "one two"}
+    assert (await world.client.post(path, json=asked)).json()["text_output"] == "one two "
+    response = await world.client.post(f"{path}_stream", json=asked)
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.text.count("data: ") == 2
+    assert await recorded(world, 4) == (2, 4, 4)
+
+
 async def test_errors(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
         await client.chat.completions.create(model="wdbc", messages=USER, temperature=3)

@@ -96,7 +96,7 @@ class Replica:
 
     def _make_routes(self) -> Mapping[str, Route]:
         protocol, look = self.protocol, (b"GET", b"HEAD")
-        writing = Writing(self._runtime, self.texts, protocol.name)
+        writing = Writing(self._runtime, self.texts, protocol.name, protocol.version)
         routes = {
             "/predict": Route((b"POST",), self._predict, room=self.batcher.require_room),
             "/healthz": Route(look, lambda _, answer: answer(self._health({"status": "ok"}))),
@@ -115,6 +115,8 @@ class Replica:
                 look, lambda _, answer: answer(self._health({"name": protocol.name, "ready": not self.draining}))
             )
             routes[f"{model}/infer"] = Route((b"POST",), self._infer, room=self.batcher.require_room)
+            routes[f"{model}/generate"] = Route((b"POST",), writing.generate, room=self.texts.require_room)
+            routes[f"{model}/generate_stream"] = Route((b"POST",), writing.generate_stream, room=self.texts.require_room)
             routes[f"{model}/stats"] = Route(look, lambda _, answer: answer(Reply(200, dump(self._statistics()))))
         for action in ("load", "unload"):
             routes[f"/v2/repository/models/{protocol.name}/{action}"] = Route((b"POST",), _refuse_repository)

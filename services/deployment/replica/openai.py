@@ -107,6 +107,10 @@ class Asked:
         last = self._event([{"index": 0, **said, "logprobs": None, "finish_reason": self.finish}])
         return last + (self._event([], self._usage()) if self.include_usage else b"") + DONE
 
+    def broken(self, error: AppError) -> bytes:
+        """The last event of a stream that could not be ended well."""
+        return event(openai_document(error))
+
     def _event(self, choices: list[Any], usage: Mapping[str, int] | None = None) -> bytes:
         with_usage = {"usage": usage} if self.include_usage else {}
         return event({**self._head("chat.completion.chunk"), "choices": choices, **with_usage})
@@ -150,9 +154,9 @@ class Embedded:
 
 def read_chat(body: bytes) -> Asked:
     """Raises `Invalid` that names what is wrong."""
-    data = _object(body)
+    data = read_object(body)
     limit = data.get("max_completion_tokens") if data.get("max_completion_tokens") is not None else data.get("max_tokens")
-    asked = _asked(data, True, _prompt_of(data.get("messages")), limit, _CHAT_TOKENS)
+    asked = asked_of(data, True, _prompt_of(data.get("messages")), limit, _CHAT_TOKENS)
     # Without it a model that goes on with the conversation would write the user's part too.
     asked.stop.append("\nuser:")
     return asked
@@ -160,26 +164,26 @@ def read_chat(body: bytes) -> Asked:
 
 def read_completion(body: bytes) -> Asked:
     """As `read_chat`."""
-    data = _object(body)
+    data = read_object(body)
     prompt = data.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         [prompt] = prompt
     if not isinstance(prompt, str):
-        raise _wrong("prompt", "it must be one text; lists of several texts, and of token numbers, are not supported")
-    return _asked(data, False, prompt, data.get("max_tokens"), _TOKENS)
+        raise wrong("prompt", "it must be one text; lists of several texts, and of token numbers, are not supported")
+    return asked_of(data, False, prompt, data.get("max_tokens"), _TOKENS)
 
 
 def read_embeddings(body: bytes) -> Embedded:
     """As `read_chat`."""
-    data = _object(body)
+    data = read_object(body)
     texts = [data["input"]] if isinstance(data.get("input"), str) else data.get("input")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise _wrong("input", "it must be a text or a list of texts, none of them empty; token numbers are not supported")
+        raise wrong("input", "it must be a text or a list of texts, none of them empty; token numbers are not supported")
     if len(texts) > MAX_TEXTS:
         raise Invalid(f"{len(texts)} texts are more than {MAX_TEXTS} in one request; send them in parts", code="too_large")
     form = data.get("encoding_format") or "float"
     if form not in ("float", "base64"):
-        raise _wrong("encoding_format", "it must be float or base64")
+        raise wrong("encoding_format", "it must be float or base64")
     _require_short(sum(map(len, texts)), "input")
     return Embedded(_model(data), texts, form == "base64")
 
@@ -194,32 +198,27 @@ def event(value: Any) -> bytes:
     return b"data: %s\n\n" % dump(value)
 
 
-def error_event(error: AppError) -> bytes:
-    """The last of a stream that could not be ended well."""
-    return event(openai_document(error))
-
-
-def _object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes) -> dict[str, Any]:
     data = parse(body)
     for name, neutral in _NEUTRAL.items():
         if (value := data.get(name)) is not None and value not in neutral:
-            raise _wrong(name, f"it is not supported here{'; leave it out' if not neutral else f', but for {neutral[0]!r}'}")
+            raise wrong(name, f"it is not supported here{'; leave it out' if not neutral else f', but for {neutral[0]!r}'}")
     return data
 
 
-def _asked(data: Mapping[str, Any], chat: bool, prompt: str, limit: Any, default: int) -> Asked:
+def asked_of(data: Mapping[str, Any], chat: bool, prompt: str, limit: Any, default: int) -> Asked:
     _require_short(len(prompt), "messages" if chat else "prompt")
     limit = default if limit is None else limit
     if type(limit) is not int or not 1 <= limit <= MAX_TOKENS:
-        raise _wrong("max_tokens", f"it must be a whole number from 1 to {MAX_TOKENS}")
+        raise wrong("max_tokens", f"it must be a whole number from 1 to {MAX_TOKENS}")
     temperature = 1.0 if data.get("temperature") is None else data["temperature"]
     if type(temperature) not in (int, float) or not 0 <= temperature <= 2 or not math.isfinite(temperature):
-        raise _wrong("temperature", "it must be a number from 0 to 2")
+        raise wrong("temperature", "it must be a number from 0 to 2")
     stream, options = data.get("stream") or False, data.get("stream_options") or {}
     if type(stream) is not bool:
-        raise _wrong("stream", "it must be true or false")
+        raise wrong("stream", "it must be true or false")
     if not isinstance(options, dict) or type(options.get("include_usage") or False) is not bool:
-        raise _wrong("stream_options", 'it must be an object such as {"include_usage": true}')
+        raise wrong("stream_options", 'it must be an object such as {"include_usage": true}')
     with_usage = stream and bool(options.get("include_usage"))
     return Asked(chat, _model(data), prompt, limit, float(temperature), _stops(data.get("stop")), stream, with_usage)
 
@@ -227,18 +226,18 @@ def _asked(data: Mapping[str, Any], chat: bool, prompt: str, limit: Any, default
 def _stops(stop: Any) -> list[str]:
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or len(stops) > MAX_STOPS:
-        raise _wrong("stop", f"it must be a text or a list of up to {MAX_STOPS}")
+        raise wrong("stop", f"it must be a text or a list of up to {MAX_STOPS}")
     if not all(isinstance(each, str) and 0 < len(each) <= MAX_STOP_CHARACTERS for each in stops):
-        raise _wrong("stop", f"each must be a text of 1 to {MAX_STOP_CHARACTERS} characters")
+        raise wrong("stop", f"each must be a text of 1 to {MAX_STOP_CHARACTERS} characters")
     return list(stops)
 
 
 def _prompt_of(messages: Any) -> str:
     """A line a message, "role: content", and then the assistant's turn."""
     if not isinstance(messages, list) or not messages:
-        raise _wrong("messages", 'it must be a list such as [{"role": "user", "content": "Good day"}]')
+        raise wrong("messages", 'it must be a list such as [{"role": "user", "content": "Good day"}]')
     if len(messages) > MAX_MESSAGES:
-        raise _wrong("messages", f"{len(messages)} are more than {MAX_MESSAGES}")
+        raise wrong("messages", f"{len(messages)} are more than {MAX_MESSAGES}")
     lines = [_line(message, f"messages[{index}]") for index, message in enumerate(messages)]
     return "".join([*lines, "assistant:"])
 
@@ -246,12 +245,12 @@ def _prompt_of(messages: Any) -> str:
 def _line(message: Any, where: str) -> str:
     role = message.get("role") if isinstance(message, dict) else None
     if role not in _ROLES:
-        raise _wrong(f"{where}.role", f"it must be one of {', '.join(_ROLES)}")
+        raise wrong(f"{where}.role", f"it must be one of {', '.join(_ROLES)}")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
     if not isinstance(content, str):
-        raise _wrong(f"{where}.content", "it must be a text, or a list of parts of the type text")
+        raise wrong(f"{where}.content", "it must be a text, or a list of parts of the type text")
     return f"{role}: {content}\n"
 
 
@@ -265,5 +264,5 @@ def _require_short(characters: int, where: str) -> None:
         raise Invalid(f"{where}: {characters} characters are more than {MAX_CHARACTERS}", code="too_large")
 
 
-def _wrong(where: str, message: str) -> Invalid:
+def wrong(where: str, message: str) -> Invalid:
     return Invalid.of([Violation(where, message)], code="invalid_request")

@@ -138,9 +138,11 @@ class Stream:
         self.on_more()
 
     def end(self, part: bytes) -> None:
-        """`part` is the last one."""
+        """`part` is the last one, if any."""
         self.over = True
-        self.add(part)
+        if part:
+            self._parts.append(part)
+        self.on_more()
 
     @property
     def left(self) -> bool:

@@ -1,27 +1,34 @@
-"""OpenAI's paths: what is asked becomes a job, and its pieces an answer or a stream of events. Knows no socket."""
+"""Texts and vectors: what is asked becomes a job, and its pieces an answer or a stream of events. Knows no socket."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from libs.errors import Invalid
 from libs.modelkit.runtime import Runtime
+from services.deployment.replica.generation import read_generation
 from services.deployment.replica.messages import Answer, Reply, Request, failed, sayable
-from services.deployment.replica.openai import EVENTS, Asked, error_event, read_chat, read_completion, read_embeddings
+from services.deployment.replica.openai import EVENTS, Asked, read_chat, read_completion, read_embeddings
 from services.deployment.replica.problems import JSON
 from services.deployment.replica.texts import Job, Stream, Texts
 
 
 class Writing:
-    """Handlers of the three."""
+    """Handlers of requests for texts and vectors."""
 
-    def __init__(self, runtime: Runtime, texts: Texts, name: str) -> None:
-        self._runtime, self._texts, self._name = runtime, texts, name
+    def __init__(self, runtime: Runtime, texts: Texts, name: str, version: str) -> None:
+        self._runtime, self._texts, self._name, self._version = runtime, texts, name, version
 
     def chat(self, request: Request, answer: Answer) -> Job:
         return self._write(read_chat(request.body), request, answer)
 
     def complete(self, request: Request, answer: Answer) -> Job:
         return self._write(read_completion(request.body), request, answer)
+
+    def generate(self, request: Request, answer: Answer) -> Job:
+        return self._write(read_generation(request.body, self._name, self._version, stream=False), request, answer)
+
+    def generate_stream(self, request: Request, answer: Answer) -> Job:
+        return self._write(read_generation(request.body, self._name, self._version, stream=True), request, answer)
 
     def embed(self, request: Request, answer: Answer) -> Job:
         asked = read_embeddings(request.body)
@@ -91,7 +98,7 @@ class _Streamed:
         elif self._stream is None:
             self._answer(failed(self._request, error))
         else:
-            self._stream.end(error_event(sayable(error)))
+            self._stream.end(self._asked.broken(sayable(error)))
 
     def _begin(self) -> Stream:
         if self._stream is None:

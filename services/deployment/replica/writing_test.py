@@ -263,3 +263,21 @@ async def test_a_drain_lets_a_stream_end(words, writer):
         _, events = await asking
         assert events[-1] == "[DONE]"
         assert writer.made == 6
+
+
+async def test_the_open_inference_protocol_writes_too(words, writer):
+    async with serving(words) as place:
+        caller = await place.call()
+        body = json.dumps({"text_input": "one two three", "parameters": {"max_tokens": 2, "temperature": 0}}).encode()
+        _, headers, content = await caller.ask(post(body, b"/v2/models/m/generate"))
+        assert json.loads(content) == {"model_name": "m", "model_version": "", "text_output": "one two "}
+        assert headers["x-lepton-tokens-out"] == "2"
+        head, events = await stream(caller, post(body, b"/v2/models/m/generate_stream"))
+        assert b"x-lepton-tokens-in: 3" in head
+        assert [json.loads(event)["text_output"] for event in events] == ["one ", "two "]
+        for wrong in ({"text_input": 1}, {"text_input": "x", "parameters": {"top_k": 3}}, {"text_input": "x", "parameters": [1]}):
+            status, _, content = await caller.ask(post(json.dumps(wrong).encode(), b"/v2/models/m/generate"))
+            assert (status, list(json.loads(content))) == (400, ["error"])
+        writer.error = RuntimeError("no")
+        _, events = await stream(caller, post(body, b"/v2/models/m/generate_stream"))
+        assert list(json.loads(events[-1])) == ["error"]

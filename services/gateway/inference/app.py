@@ -42,7 +42,7 @@ STREAM_SLACK_SECONDS = 5.0
 _JSON = b"application/json"
 _PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after", b"cache-control")
 _LONGEST_NUMBER = 12
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?(/ready|/infer)?")
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?(/ready|/infer|/generate|/generate_stream)?")
 _predictions = counter("lepton_predictions_total", "Rows that were answered and recorded.")
 _duration = histogram("lepton_prediction_duration_seconds", "From a prediction's whole body to its recorded answer.")
 
@@ -103,7 +103,10 @@ class Inference:
             scope[TEMPLATE] = f"/v2/models/{{model}}{action or ''}"
             if action == "/infer":
                 _require(scope, "POST")
-                await self._infer(model, scope, receive, send)
+                await self._infer(model, await self._body(scope, receive), scope, send)
+            elif action in ("/generate", "/generate_stream"):
+                _require(scope, "POST")
+                await self._infer(model, await self._text(scope, receive), scope, send)
             else:
                 _require(scope, "GET", "HEAD")
                 await self._look(model, action == "/ready", scope, send)
@@ -115,16 +118,15 @@ class Inference:
         body = await self._body(scope, receive)
         await self._answer(scope, body, send, workspace, endpoint, "/predict", self._charge(workspace, endpoint))
 
-    async def _infer(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _infer(self, endpoint: str, body: bytes, scope: Scope, send: Send) -> None:
         workspace = current_call().identity.workspace
         path = quote(scope["path"], safe="/")
-        body = await self._body(scope, receive)
         await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
 
     async def _speak(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """As OpenAI has it: the endpoint is named by the body."""
         workspace = current_call().identity.workspace
-        body = await read_body(Request(scope, receive), min(ASKED_BYTES, self._limits.predict_bytes), self._limits.body_seconds)
+        body = await self._text(scope, receive)
         endpoint = model_of(body)
         await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
 
@@ -153,6 +155,9 @@ class Inference:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         return await read_body(Request(scope, receive), self._limits.predict_bytes, self._limits.body_seconds)
 
+    async def _text(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(Request(scope, receive), min(ASKED_BYTES, self._limits.predict_bytes), self._limits.body_seconds)
+
     async def _answer(self, scope: Scope, body: bytes, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
         payer = current_call().identity.workspace
         started = time.perf_counter()
@@ -169,7 +174,11 @@ class Inference:
             if reply.stream is None:
                 await _send(scope, send, reply)
             else:
-                parts = charged(reply.stream, charge) if b"x-lepton-tokens-in" in reply.headers else reply.stream.__aiter__()
+                parts = (
+                    charged(reply.stream, charge, by_openai=scope["path"] in REPLICA_PATHS)
+                    if b"x-lepton-tokens-in" in reply.headers
+                    else reply.stream.__aiter__()
+                )
                 await _unless_gone(self._stream(scope, send, reply, parts), scope)
         finally:
             if reply.stream is not None:

@@ -1,4 +1,4 @@
-"""OpenAI's paths: which endpoint a body is for, and the tokens of a stream as it passes. Everything else is the replica's affair."""
+"""Texts: which endpoint a body is for, and the tokens of a stream as it passes. Everything else is the replica's affair."""
 
 from collections.abc import AsyncGenerator, Callable
 
@@ -17,8 +17,8 @@ ASKED_BYTES = 4 << 20
 # So many tokens are lost at most where this process is killed in the middle of a stream.
 TOLD_TOKENS = 64
 _LONGEST_NAME = 140
-# A replica's event that holds a piece has this once, and no text can: its quotes would be escaped.
-_PIECE = b'"finish_reason":null'
+# A replica's event that holds a piece has this once, and no text can: its quotes would be escaped. Whether by OpenAI's API.
+_PIECES = {True: b'"finish_reason":null', False: b'"text_output":'}
 
 
 def model_of(body: bytes) -> str:
@@ -30,14 +30,14 @@ def model_of(body: bytes) -> str:
     return model
 
 
-async def charged(stream: Stream, charge: Callable[[Use], None]) -> AsyncGenerator[bytes, None]:
+async def charged(stream: Stream, charge: Callable[[Use], None], *, by_openai: bool = True) -> AsyncGenerator[bytes, None]:
     """The parts, with each token told that came from the replica, however the stream ends. One that breaks off ends with an error event."""
-    tail, tokens = b"", 0
+    piece, tail, tokens = _PIECES[by_openai], b"", 0
     try:
         async for part in stream:
             seen = tail + part
-            tokens += seen.count(_PIECE)
-            tail = seen[1 - len(_PIECE) :]
+            tokens += seen.count(piece)
+            tail = seen[1 - len(piece) :]
             if tokens >= TOLD_TOKENS:
                 tokens, told = 0, tokens
                 charge(Use(0, tokens_out=told))
@@ -46,7 +46,7 @@ async def charged(stream: Stream, charge: Callable[[Use], None]) -> AsyncGenerat
         if not tail.endswith(b"\n\n"):
             raise
         error = AppError("the replica broke off in the middle of its answer; try again", code="upstream_failed")
-        yield b"data: %s\n\n" % orjson.dumps(openai_document(error))
+        yield b"data: %s\n\n" % orjson.dumps(openai_document(error) if by_openai else {"error": error.detail})
     finally:
         stream.close()
         if tokens:

@@ -77,6 +77,8 @@ def operations() -> list[Operation]:
             Operation("GET", base, _elsewhere, _describe(f"Model{suffix}Metadata", base)),
             Operation("GET", f"{base}/ready", _elsewhere, _describe(f"Model{suffix}Ready", base)),
             Operation("POST", f"{base}/infer", _elsewhere, _describe(f"Model{suffix}Infer", base, body=True)),
+            Operation("POST", f"{base}/generate", _elsewhere, _describe(f"Model{suffix}Generate", base, body=True)),
+            Operation("POST", f"{base}/generate_stream", _elsewhere, _describe(f"Model{suffix}GenerateStream", base, body=True)),
         ]
     return fixed + models
 
@@ -88,6 +90,8 @@ async def _elsewhere(request: Request) -> Response:
 def _describe(name: str, base: str = "", *, body: bool = False) -> Any:
     parameters = [documents.parameter("path", field, documents.NAME) for field in ("model", "version") if f"{{{field}}}" in base]
 
+    streamed = ("text/event-stream", {"type": "string"}) if name.endswith("Stream") else ("application/json", _OBJECT)
+
     def describe(_schemas: Schemas) -> dict[str, Any]:
         return documents.operation(
             "open-inference",
@@ -96,7 +100,7 @@ def _describe(name: str, base: str = "", *, body: bool = False) -> Any:
             description="Open Inference Protocol V2. A model is an endpoint of the workspace.",
             parameters=parameters,
             body={**documents.content("application/json", _OBJECT), "required": True} if body else None,
-            answers={"200": documents.answer("As the protocol has it.", "application/json", _OBJECT)},
+            answers={"200": documents.answer("As the protocol has it.", *streamed)},
             problems=_ERROR,
         )
 
