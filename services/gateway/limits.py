@@ -12,7 +12,7 @@ from limits.storage import MemoryStorage
 from libs.errors import Transient
 from services.gateway.settings import Limits
 
-_INFERENCE = ("/predict", "/invoke", "/infer")
+_INFERENCE = ("/predict", "/invoke", "/infer", "/ModelInfer")
 
 
 class _Counters(MemoryStorage):
