@@ -193,6 +193,7 @@ class Deployment(DeploymentServiceServicer):
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.replicas: list[deployment_pb2.ReplicaAddress] = []
+        self.shares: list[deployment_pb2.RevisionShare] = []
         self.resolved = 0
         self.failures = 0
         self.reports: list[deployment_pb2.TrafficReport] = []
@@ -209,7 +210,7 @@ class Deployment(DeploymentServiceServicer):
         until = asyncio.get_running_loop().time() + request.wait_seconds
         while not self.replicas and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        return deployment_pb2.ResolveEndpointResponse(model="wdbc@1", replicas=self.replicas)
+        return deployment_pb2.ResolveEndpointResponse(model="wdbc@1", replicas=self.replicas, shares=self.shares)
 
     async def ReportTraffic(self, request: Any, context: Any) -> Any:
         self.reports += request.reports

@@ -13,11 +13,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.aio import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
+from lepton.deployment.v1 import deployment_service_pb2
 from libs.errors import Invalid, NotFound, Transient
 from libs.inference import RESPONSES, SERVICE
 from services.gateway.conftest import World
 from services.gateway.inference.predictions_test import told
-from services.gateway.settings import Limits
+from services.gateway.inference.rpc import RpcServer
+from services.gateway.settings import GatewaySettings, Limits
 
 KEY = {"authorization": "Bearer owner-key"}
 
@@ -243,6 +245,39 @@ async def test_what_is_in_hand_is_answered_at_the_end(world: World, call: Caller
     await world.gateway.stop()
     assert await asking
     assert world.behind.log[-2:] == ["record 2", "release acme"]
+
+
+async def test_a_shadow_gets_copies_of_what_predicts(world: World, call: Caller) -> None:
+    await world.add_replica()
+    shadow = await world.add_replica("shadow")
+    world.behind.deployment.replicas[1].revision = 2
+    world.behind.deployment.shares.append(deployment_service_pb2.RevisionShare(revision=2, shadow=True))
+    await call(typed(), "ModelMetadata")
+    await call(typed())
+    await until(lambda: sum(report.shadow_compared for report in world.behind.deployment.reports) == 1)
+    assert [path.rpartition("/")[2] for path, _, _ in shadow.seen] == ["ModelInfer"]
+    assert sum(report.shadow_differing for report in world.behind.deployment.reports) == 0
+    assert (await told(world, 2))[-1] == "record 2"
+
+
+async def test_what_is_compressed_is_refused(world: World, client: InferenceServerClient) -> None:
+    replica = await world.add_replica()
+    with pytest.raises(InferenceServerException, match="'gzip' is disabled") as error:
+        await client.infer("wdbc", tensors(), headers=KEY, compression_algorithm="gzip")
+    assert error.value.status() == "StatusCode.UNIMPLEMENTED"
+    assert replica.seen == []
+
+
+async def test_a_port_that_is_taken(world: World) -> None:
+    _, _, port = world.gateway.grpc_address.rpartition(":")
+    other = RpcServer(_nothing, GatewaySettings(grpc_port=int(port)), asyncio.Event())
+    with pytest.raises(OSError, match="LEPTON_GATEWAY_GRPC_PORT"):
+        await other.start()
+    await other.stop()
+
+
+async def _nothing(*_: Any) -> None:
+    """An application that nobody asks."""
 
 
 async def _answer(asked: Any) -> bytes:
