@@ -62,7 +62,7 @@ FROM base AS gateway
 COPY --from=gateway-environment /opt/lepton /opt/lepton
 COPY --from=code /src /app
 ENV LEPTON_GATEWAY_HOST=0.0.0.0 LEPTON_GATEWAY_SPOOL_DIR=/work/gateway
-EXPOSE 8080
+EXPOSE 8080 8081
 # The control plane is the same image with one more word.
 CMD ["python", "-m", "services.gateway.main"]
 

@@ -31,6 +31,7 @@ class Composed(Reachable):
     # Of a workspace that a test has made for itself; empty: of the first one.
     own_key: str = ""
     store_port: int = field(default_factory=free_port)
+    grpc_port: int = field(default_factory=free_port)
 
     @property
     def env_file(self) -> Path:
@@ -51,6 +52,10 @@ class Composed(Reachable):
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
     def env(self) -> dict[str, str]:
         return {"LEPTON_URL": self.url, "LEPTON_API_KEY": self.key}
 
@@ -62,6 +67,7 @@ class Composed(Reachable):
         environment |= {
             "COMPOSE_PROFILES": self.profiles,
             "LEPTON_LISTEN": f"127.0.0.1:{self.port}",
+            "LEPTON_GRPC_LISTEN": self.grpc,
             "LEPTON_MINIO_LISTEN": f"127.0.0.1:{self.store_port}",
             "LEPTON_STORAGE_PUBLIC_URL": f"http://127.0.0.1:{self.store_port}",
             "LEPTON_JAEGER_LISTEN": "127.0.0.1:0",

@@ -74,6 +74,7 @@ class Platform(Reachable):
 
     home: Path
     port: int
+    grpc_port: int = field(default_factory=free_port)
     key: str = "test-key-of-the-first-workspace"
     seconds: float = 0.0
     _seen: set[int] = field(default_factory=set)
@@ -83,13 +84,17 @@ class Platform(Reachable):
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
     def env(self) -> dict[str, str]:
         return {"LEPTON_HOME": str(self.home), "LEPTON_URL": self.url, "LEPTON_API_KEY": self.key}
 
     def up(self) -> "Platform":
         """Starts it; raises AssertionError with its words when it does not start."""
         started = time.monotonic()
-        done = lepton("up", "--detach", "--json", "--port", str(self.port), env=self.env)
+        done = lepton("up", "--detach", "--json", "--port", str(self.port), "--grpc-port", str(self.grpc_port), env=self.env)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.log()}"
         self.seconds = time.monotonic() - started
         return self

@@ -28,6 +28,7 @@ command -v openssl >/dev/null || { echo "make env needs openssl for keys (on Deb
 add COMPOSE_PROFILES core,observability,dashboards
 # For clients on other machines both become addresses that they can reach.
 add LEPTON_LISTEN 127.0.0.1:8080
+add LEPTON_GRPC_LISTEN 127.0.0.1:8081
 add LEPTON_MINIO_LISTEN 127.0.0.1:9000
 add LEPTON_STORAGE_PUBLIC_URL http://127.0.0.1:9000
 add LEPTON_API_KEY "lpt_$(secret)"

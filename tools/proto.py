@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "build" / "proto"
 DESCRIPTORS = TARGET / "lepton" / "descriptors.binpb"
-# The inference protocol's, of which a replica makes types for itself (services/deployment/replica/rpc.py).
+# The inference protocol's, of which types are made where they are used (libs/inference).
 INFERENCE = "inference"
 STAMP = ".digest"
 

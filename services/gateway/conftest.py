@@ -84,6 +84,7 @@ async def world(tmp_path: Path, limits: Limits, datasets: InMemoryArtifactStore,
         peers = PeerSettings(**dict.fromkeys(PeerSettings.model_fields, server.address))
         settings = GatewaySettings(
             port=0,
+            grpc_port=0,
             socket=f"{tmp_path}/control",
             peers=peers,
             identity=IdentitySettings(private_key=SecretStr(PRIVATE)),

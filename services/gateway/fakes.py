@@ -26,7 +26,8 @@ from lepton.marketplace.v1.marketplace_service_pb2_grpc import MarketplaceServic
 from lepton.training.v1 import job_pb2, model_pb2
 from lepton.training.v1 import training_service_pb2 as training_pb2
 from lepton.training.v1.training_service_pb2_grpc import TrainingServiceServicer, add_TrainingServiceServicer_to_server
-from libs.errors import Forbidden, Invalid, NotFound, QuotaExceeded, Transient, Unauthenticated, Violation
+from libs.errors import AppError, Forbidden, Invalid, NotFound, QuotaExceeded, Transient, Unauthenticated, Violation
+from libs.inference import REQUESTS, RESPONSES, SERVICE
 from libs.rpc import current_call
 from libs.rpc.server import Registration
 
@@ -202,6 +203,7 @@ class Deployment(DeploymentServiceServicer):
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.replicas: list[deployment_pb2.ReplicaAddress] = []
+        self.shares: list[deployment_pb2.RevisionShare] = []
         self.resolved = 0
         self.failures = 0
         self.reports: list[deployment_pb2.TrafficReport] = []
@@ -225,7 +227,7 @@ class Deployment(DeploymentServiceServicer):
         until = asyncio.get_running_loop().time() + request.wait_seconds
         while not self.replicas and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        return deployment_pb2.ResolveEndpointResponse(model="wdbc@1", replicas=self.replicas)
+        return deployment_pb2.ResolveEndpointResponse(model="wdbc@1", replicas=self.replicas, shares=self.shares)
 
     async def ReportTraffic(self, request: Any, context: Any) -> Any:
         self.reports += request.reports
@@ -282,7 +284,7 @@ class Behind:
 
 
 class Replica:
-    """Answers a prediction an instance, and remembers what it was sent."""
+    """Answers a prediction an instance, a call over gRPC with its tensors, and remembers what it was sent."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name = name
@@ -293,6 +295,9 @@ class Replica:
         self.pieces, self.breaks_after = 3, 1_000_000
         self.streamed = 0
         self.url = ""
+        # Of calls over gRPC: what it says instead of an answer, and who went away.
+        self.refusal: AppError | None = None
+        self.left = 0
         self._runner: web.AppRunner | None = None
 
     @property
@@ -302,7 +307,7 @@ class Replica:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -313,13 +318,38 @@ class Replica:
             await self._runner.cleanup()
             self._runner = None
 
+    def _call(self, method: str, body: bytes) -> web.Response:
+        if refusal := self.refusal:
+            problem = {"code": refusal.code, "detail": refusal.detail}
+            headers = {"connection": "close"} if refusal.code == "unavailable" else {}
+            return web.Response(
+                status=refusal.entry.http, body=orjson.dumps(problem), content_type="application/problem+json", headers=headers
+            )
+        request = REQUESTS[method].FromString(body)
+        if method == "ModelReady":
+            return web.Response(body=RESPONSES[method](ready=True).SerializeToString())
+        if method == "ModelMetadata":
+            return web.Response(body=RESPONSES[method](name=request.name, platform="lepton").SerializeToString())
+        rows = request.inputs[0].shape[0]
+        self.log.append(f"answer {rows}")
+        answer = RESPONSES[method](model_name=request.model_name, raw_output_contents=request.raw_input_contents)
+        for each in request.inputs:
+            answer.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape).contents.MergeFrom(each.contents)
+        return web.Response(body=answer.SerializeToString(), headers={"x-lepton-rows": str(rows)})
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.path, {name.lower(): value for name, value in request.headers.items()}, body))
         if request.headers.get("x-lepton-replica-token") != "token":
             return web.Response(status=401)
         if self.pause:
-            await asyncio.sleep(self.pause)
+            try:
+                await asyncio.sleep(self.pause)
+            except asyncio.CancelledError:
+                self.left += 1
+                raise
+        if request.path.startswith(f"/{SERVICE}/"):
+            return self._call(request.path.rpartition("/")[2], body)
         if request.method == "GET":
             return web.json_response({"name": "wdbc", "ready": True})
         if request.path.startswith("/openai/"):

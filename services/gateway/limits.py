@@ -13,7 +13,7 @@ from libs.errors import Transient
 from services.gateway.problems import OPENAI_PATHS
 from services.gateway.settings import Limits
 
-_INFERENCE = ("/predict", "/invoke", "/infer", "/generate", "/generate_stream", *OPENAI_PATHS)
+_INFERENCE = ("/predict", "/invoke", "/infer", "/ModelInfer", "/generate", "/generate_stream", *OPENAI_PATHS)
 
 
 class _Counters(MemoryStorage):

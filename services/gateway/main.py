@@ -22,6 +22,7 @@ from services.gateway.inference.forward import Forward
 from services.gateway.inference.metering import Meter
 from services.gateway.inference.quota import PredictionQuota
 from services.gateway.inference.router import Router
+from services.gateway.inference.rpc import RpcServer
 from services.gateway.inference.traffic import Traffic
 from services.gateway.limits import RateLimits
 from services.gateway.operations import Operation
@@ -118,10 +119,16 @@ class Gateway(_Listening):
         router = Router(peers.deployment, traffic, seconds=settings.predict_seconds)
         inference = Inference(peers, router, quota, Meter(peers, Path(settings.spool_dir)), limits)
         forward = Forward(settings.control_url, problems)
-        draining = asyncio.Event()
-        guarded = Authentication(inference, Authenticator(peers.accounts), RateLimits(limits), problems)
-        app = split(Tracing(guarded, problems), forward, draining)
-        super().__init__(app, settings, [peers, traffic, inference, forward], draining=draining, closing=asyncio.Event())
+        draining, closing = asyncio.Event(), asyncio.Event()
+        guarded = Tracing(Authentication(inference, Authenticator(peers.accounts), RateLimits(limits), problems), problems)
+        self._rpc = RpcServer(guarded, settings, closing)
+        app = split(guarded, forward, draining)
+        super().__init__(app, settings, [peers, traffic, inference, forward, self._rpc], draining=draining, closing=closing)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it answers the inference protocol over gRPC, "host:port"."""
+        return self._rpc.address
 
 
 def trace_store(settings: GatewaySettings) -> TraceStore:

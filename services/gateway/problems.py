@@ -1,4 +1,5 @@
-"""How the gateway says no: RFC 9457 for our own paths, {"error": "…"} for the Open Inference Protocol, {"error": {…}} for OpenAI's.
+"""How the gateway says no: RFC 9457 for our own paths, {"error": "…"} for the Open Inference Protocol, {"error": {…}} for OpenAI's API,
+over gRPC a status with words.
 
 Knows codes and paths; not what went wrong.
 """
@@ -13,6 +14,7 @@ from starlette.types import Scope
 from libs.errors import AppError, Invalid, Violation
 from libs.errors.catalogue import CATALOGUE
 from libs.errors.openai import openai_document, openai_status
+from libs.inference import SERVICE
 from libs.rpc.problem import error_class
 from libs.telemetry import current_trace_id
 
@@ -20,6 +22,8 @@ PROBLEM_JSON = "application/problem+json"
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Of both: problems that OpenAI's clients read, too.
 _SHARED = "/v1/models"
+# What the paths of calls over gRPC begin with, and the header that names the status of one that is refused.
+RPC, RPC_STATUS = f"/{SERVICE}/", "grpc-status"
 # Members of a problem that no meta key may replace.
 _OWN = {"type", "title", "status", "detail", "instance", "code", "errors", "trace_id", "retryable"}
 
@@ -34,6 +38,8 @@ class Problems:
         """In the form of the path's family. `status` replaces the catalogue's where HTTP has a better one."""
         status = status or error.entry.http
         path = scope.get("path", "")
+        if path.startswith(RPC):
+            return Response(error.detail.encode("utf-8", "replace"), status, {**(headers or {}), RPC_STATUS: error.entry.grpc})
         if path == "/v2" or path.startswith("/v2/"):
             # The protocol's clients expect 400 for whatever is wrong with a request.
             status = 400 if status == 422 else status

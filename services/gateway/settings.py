@@ -32,6 +32,8 @@ class GatewaySettings(ProcessSettings):
 
     host: str = "127.0.0.1"
     port: int = 8080
+    # Of the gateway: where the same host takes the inference protocol over gRPC.
+    grpc_port: int = 8081
     # Instead of host and port: a unix socket.
     socket: str = ""
     # Several processes on one port of one machine; the kernel spreads connections over them.

@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("home")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--grpc-port", type=int, default=8081)
     parser.add_argument("--log-level", default="info")
     # One line of JSON says on this descriptor how the start went; without it words for people go to stdout and stderr.
     parser.add_argument("--ready-fd", type=int)
@@ -32,7 +33,7 @@ def main() -> int:
         # Imported when the words can be said: it takes a second.
         from services.standalone.platform import Up, serve
 
-        serve(home, Up(options.host, options.port, key, options.log_level), lambda url, key: said({"url": url, "api_key": key}))
+        serve(home, Up(options.host, options.port, options.grpc_port, key, options.log_level), said)
     except HomeError as error:
         said({"wrong": error.wrong, "right": error.right})
         return WRONG_INPUT

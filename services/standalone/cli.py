@@ -48,6 +48,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for inference over gRPC; default the next one.", min=1, max=65535)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready; it goes on.")] = False,
     home: HomeOption = None,
@@ -56,12 +57,13 @@ def up(
 ) -> None:
     """Starts the platform; without --detach this very process becomes it."""
     place = _home(home)
-    argv = platform_command(place, host=host, port=port, log_level=log_level)
+    grpc_port = grpc_port or (port + 1 if port < 65535 else port - 1)
+    argv = platform_command(place, host=host, port=port, grpc_port=grpc_port, log_level=log_level)
     if not detach:
         os.execv(sys.executable, argv)
     started = time.monotonic()
     try:
-        child, said = start_platform(place, host=host, port=port, log_level=log_level)
+        child, said = start_platform(place, host=host, port=port, grpc_port=grpc_port, log_level=log_level)
     except HomeError as error:
         refuse(error.wrong, error.right)
     seconds = time.monotonic() - started
@@ -154,6 +156,7 @@ def _facts(home: Home, running: Running) -> dict[str, Any]:
     return {
         "state": "ready" if _answers(f"{running.url}/readyz") else "starting",
         "url": running.url,
+        "grpc": running.grpc,
         "home": str(home.path),
         "pid": running.pid,
         "uptime_seconds": round(time.time() - running.started),

@@ -12,10 +12,12 @@ from services.standalone.home import Home, HomeError, Running
 STOP_SECONDS = 30.0
 
 
-def start_platform(home: Home, *, host: str, port: int, log_level: str = "info") -> tuple["subprocess.Popen[bytes]", dict[str, str]]:
-    """A platform process that has said that it is ready, and its words {"url", "api_key"}. Raises HomeError when it cannot start."""
+def start_platform(
+    home: Home, *, host: str, port: int, grpc_port: int, log_level: str = "info"
+) -> tuple["subprocess.Popen[bytes]", dict[str, str]]:
+    """A platform process that is ready, and its words {"url", "grpc", "api_key"}. Raises HomeError when it cannot start."""
     read, write = os.pipe()
-    argv = [*platform_command(home, host=host, port=port, log_level=log_level), "--ready-fd", str(write)]
+    argv = [*platform_command(home, host=host, port=port, grpc_port=grpc_port, log_level=log_level), "--ready-fd", str(write)]
     try:
         child = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[write], start_new_session=True
@@ -34,9 +36,9 @@ def start_platform(home: Home, *, host: str, port: int, log_level: str = "info")
     return child, said
 
 
-def platform_command(home: Home, *, host: str, port: int, log_level: str) -> list[str]:
+def platform_command(home: Home, *, host: str, port: int, grpc_port: int, log_level: str) -> list[str]:
     words = [sys.executable, "-m", "services.standalone", str(home.path), "--host", host, "--port", str(port)]
-    return [*words, "--log-level", log_level]
+    return [*words, "--grpc-port", str(grpc_port), "--log-level", log_level]
 
 
 def stop_platform(running: Running) -> None:

@@ -17,11 +17,12 @@ from services.standalone.wiring import Wiring
 def main(path: str) -> None:
     """Answers until SIGTERM, or until the platform is gone."""
     wiring, running = Wiring.of_running(path)
-    public = urlsplit(running.url)
+    public, grpc = urlsplit(running.url), urlsplit(f"//{running.grpc}")
     settings = GatewaySettings(
         **wiring.of_gateway,
         host=public.hostname or "",
         port=public.port or 0,
+        grpc_port=grpc.port or 0,
         control_url=f"unix:{wiring.control_socket}",
         spool_dir=wiring.work_dir("gateway"),
     )

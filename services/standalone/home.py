@@ -38,6 +38,8 @@ class Running:
     url: str
     sockets: str
     broker: str = ""
+    # Where inference is answered over gRPC, "host:port".
+    grpc: str = ""
 
     @property
     def alive(self) -> bool:

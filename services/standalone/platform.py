@@ -49,12 +49,13 @@ class Up:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int = 8081
     api_key: str = ""
     log_level: str = "info"
 
 
-def serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
-    """Runs the platform until SIGTERM or SIGINT; `on_ready(url, first API key)` once it answers, the key empty when none was made.
+def serve(home: Home, up: Up, on_ready: Callable[[dict[str, str]], None]) -> None:
+    """Runs the platform until SIGTERM or SIGINT; `on_ready({"url", "grpc", "api_key"})` once it answers, the key empty when none was made.
 
     Raises HomeError when the home or the address cannot be used.
     """
@@ -62,39 +63,39 @@ def serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
     os.umask(0o077)
     home.prepare()
     try:
-        check_address(up.host, up.port)
+        check_address(up.host, up.port, "--port 8090")
+        check_address(up.host, up.grpc_port, "--grpc-port 8091")
         uvloop.run(_serve(home, up, on_ready))
     finally:
         home.release()
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises HomeError when nothing can listen there."""
+def check_address(host: str, port: int, instead: str) -> None:
+    """Raises HomeError, with the option that chooses another one, when nothing can listen there."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise HomeError(
-            f"{host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}", "choose another port: lepton up --port 8090"
-        ) from error
+        words = f"{host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}"
+        raise HomeError(words, f"choose another port: lepton up {instead}") from error
 
 
-async def _serve(home: Home, up: Up, on_ready: Callable[[str, str], None]) -> None:
+async def _serve(home: Home, up: Up, on_ready: Callable[[dict[str, str]], None]) -> None:
     sockets = home.sockets()
     launcher = SubprocessLauncher()
     broker = ValkeyBroker(launcher, home.logs / "broker.log")
     wiring = Wiring(home, sockets, broker.url)
     _tell(wiring.telemetry_url, up.log_level)
-    url = f"http://{up.host}:{up.port}"
-    home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url))
+    url, grpc = f"http://{up.host}:{up.port}", f"{up.host}:{up.grpc_port}"
+    home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url, grpc))
     first_key = "" if up.api_key else home.first_key()
     beside = [_beside("worker", launcher, home), _beside("gateway", launcher, home)]
     parts: list[Component] = [broker, *beside, *services(wiring, up.api_key or first_key)]
 
     async def ready() -> None:
         await _answers(up.host, up.port)
-        on_ready(url, first_key)
+        on_ready({"url": url, "grpc": grpc, "api_key": first_key})
         home.forget_first_key()
 
     try:

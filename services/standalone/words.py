@@ -13,6 +13,7 @@ def greeting(home: Path, said: Mapping[str, str], seconds: float, *, key_given: 
         lines += ["The API key is the one in LEPTON_API_KEY."]
     else:
         lines += ["API keys are those made before. To add one, start with LEPTON_API_KEY set to it."]
+    lines += [f"Endpoints also answer the Open Inference Protocol over gRPC, at {said['grpc']}."]
     lines += [f"Documentation of the API: {said['url']}/docs", f"Stop it with {stop}."]
     return "\n".join(lines) + "\n"
 

@@ -73,8 +73,9 @@ def test_every_service_killed_in_turn_at_random_moments(composed_platform: Compo
 
 def test_two_of_every_service_and_a_rolling_restart(composed_platform: Composed) -> None:
     """Of the gateway too, with a balancer before it; they restart one by one while a client asks all the time."""
-    port = first_of_two_free_ports()
-    overrides = {**composed_platform.overrides, "LEPTON_LISTEN": f"127.0.0.1:{port}-{port + 1}"}
+    port, calls = first_of_two_free_ports(), first_of_two_free_ports()
+    listen = {"LEPTON_LISTEN": f"127.0.0.1:{port}-{port + 1}", "LEPTON_GRPC_LISTEN": f"127.0.0.1:{calls}-{calls + 1}"}
+    overrides = {**composed_platform.overrides, **listen}
     same = {field.name: getattr(composed_platform, field.name) for field in fields(Composed)}
     platform = Balanced(**{**same, "port": port, "overrides": overrides})
     platform.up(*(word for service in SERVICES for word in ("--scale", f"{service}=2")))

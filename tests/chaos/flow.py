@@ -52,14 +52,14 @@ def submit(platform: Reachable, number: int, **options: Any) -> str:
 
 def jobs(platform: Reachable) -> list[dict[str, Any]]:
     with platform.http() as http:
-        return list(http.get("/v1/training-jobs", params={"page_size": 1000}).json()["training_jobs"])
+        return list(http.get("/v1/training-jobs", params={"page_size": 1000}).raise_for_status().json()["training_jobs"])
 
 
 def all_ended(platform: Reachable, timeout: float = 240) -> list[dict[str, Any]]:
     def check() -> list[dict[str, Any]]:
         try:
             found = jobs(platform)
-        except (httpx.TransportError, KeyError):
+        except httpx.HTTPError:
             return []
         return found if found and all(j["state"] in ENDED for j in found) else []
 

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import triton_to_np_dtype
 
 from services.standalone.demo import data
 from tests.platform import Platform, eventually
@@ -122,6 +126,8 @@ def test_data_to_money(platform: Platform, http: httpx.Client) -> None:
     inferred = ok(http.post("/v2/models/wdbc/infer", json={"id": "q1", "inputs": inputs}))
     assert inferred["id"] == "q1"
     assert next(o for o in inferred["outputs"] if o["name"] == "prediction")["data"] == [truth]
+    for module, address in ((tritonclient.http, platform.url.removeprefix("http://")), (tritonclient.grpc, platform.grpc)):
+        assert _by_triton(module, address, platform.key, inputs) == [truth.encode()]
 
     # Sell it to another workspace.
     price = {"per_row": {"currency": "USD", "micros": 2000}}
@@ -157,6 +163,17 @@ def test_data_to_money(platform: Platform, http: httpx.Client) -> None:
     assert trace
     assert {s["trace_id"] for s in trace["spans"]} == {job["trace_id"]}
     assert len([s for s in trace["spans"] if not s["parent_id"]]) == 1
+
+
+def _by_triton(module: Any, address: str, key: str, tensors: list[dict[str, Any]]) -> list[Any]:
+    """What tritonclient, as it comes, hears of the tensors: they go and come as raw bytes."""
+    inputs = [module.InferInput(each["name"], each["shape"], each["datatype"]) for each in tensors]
+    for each, given in zip(inputs, tensors, strict=True):
+        each.set_data_from_numpy(np.array(given["data"], triton_to_np_dtype(given["datatype"])))
+    with module.InferenceServerClient(address) as client:
+        headers = {"authorization": f"Bearer {key}"}
+        assert client.is_model_ready("wdbc", headers=dict(headers))
+        return list(client.infer("wdbc", inputs, headers=headers).as_numpy("prediction").reshape(-1))
 
 
 def _whole_trace(http: httpx.Client, trace_id: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ def test_ready_soon_and_nothing_is_left_after_down(tmp_path: Path) -> None:
     with running(tmp_path) as platform:
         assert httpx.get(f"{platform.url}/readyz").status_code == 200
         status = json.loads(lepton("status", "--json", env=platform.env).stdout)
-        assert (status["state"], status["url"]) == ("ready", platform.url)
+        assert (status["state"], status["url"], status["grpc"]) == ("ready", platform.url, platform.grpc)
         assert {p["name"] for p in status["processes"]} >= {"platform", "worker", "broker"}
         platform.down()
         assert lepton("status", env=platform.env).returncode == 3
@@ -30,7 +30,8 @@ def test_ready_soon_and_nothing_is_left_after_down(tmp_path: Path) -> None:
 def test_in_the_foreground_it_ends_with_its_signal(tmp_path: Path, number: signal.Signals) -> None:
     platform = Platform(tmp_path, free_port())
     env = {**os.environ, **platform.env}
-    child = subprocess.Popen([LEPTON, "up", "--port", str(platform.port)], env=env, stdout=subprocess.PIPE, text=True)
+    words = ["--port", str(platform.port), "--grpc-port", str(platform.grpc_port)]
+    child = subprocess.Popen([LEPTON, "up", *words], env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         assert platform.url in child.stdout.readline()
@@ -70,6 +71,8 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             assert f":{port} " in done.stderr
             assert "--port" in done.stderr
             assert len(done.stderr.splitlines()) == 2
+        done = lepton("up", "--port", str(free_port()), "--grpc-port", port, env={"LEPTON_HOME": str(tmp_path)})
+        assert (done.returncode, f":{port} " in done.stderr, "--grpc-port" in done.stderr) == (2, True, True)
 
 
 def test_a_home_that_is_in_use(embedded_platform: Platform) -> None:
@@ -111,7 +114,9 @@ def test_kill_9_at_random_moments_of_the_start(tmp_path: Path) -> None:
     platform = Platform(tmp_path, free_port())
     for seconds in (0.3, 0.8, 1.2, 1.6):
         child = subprocess.Popen(
-            [LEPTON, "up", "--port", str(platform.port)], env={**os.environ, **platform.env}, stdout=subprocess.DEVNULL
+            [LEPTON, "up", "--port", str(platform.port), "--grpc-port", str(platform.grpc_port)],
+            env={**os.environ, **platform.env},
+            stdout=subprocess.DEVNULL,
         )
         time.sleep(seconds)
         child.kill()

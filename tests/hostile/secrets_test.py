@@ -1,5 +1,6 @@
 """Secrets are where they belong and nowhere else: no file, log, trace, event, command line or environment tells them."""
 
+import json
 import os
 import re
 import sqlite3
@@ -7,9 +8,11 @@ import stat
 import time
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
+from libs.inference import SERVICE
 from tests.hostile.conftest import RECORD, Town, ok
 
 # A signed token of one service to another.
@@ -122,3 +125,10 @@ def test_replicas_answer_to_the_gateway_alone(town: Town) -> None:
                 except httpx.TransportError:
                     continue
                 assert answer.status_code == 401, f"{path}: {answer.status_code}"
+    said = [json.loads(path.read_bytes()) for path in town.platform.home.rglob("ready")]
+    assert said
+    for port in [each["grpc_port"] for each in said]:
+        for token in ("", "x", "a" * 43):
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", metadata=[("x-lepton-replica-token", token)], timeout=10)
+            assert refused.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)

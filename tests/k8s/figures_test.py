@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
+import httpx
 import pytest
 
 from tests.chaos.flow import ENDED, jobs, submit, upload
@@ -143,14 +144,12 @@ def test_hundreds_of_waiting_jobs_cost_little(cluster_platform: Cluster) -> None
         time.sleep(15)  # for what sending them left to do
         busy = cores(cluster_platform, LOOKED_SECONDS)
         states = Counter(each["state"] for tenant in tenants for each in jobs(tenant))
+        print(f"\n{WAITING_JOBS} sent in {sent:.0f} s; {dict(states)}; {sum(busy.values()):.3f} cores, without {sum(idle.values()):.3f}")
+        for name in sorted(busy, key=busy.__getitem__, reverse=True):
+            print(f"{name}: {busy[name]:.3f}, without {idle.get(name, 0):.3f}")
     finally:
         with ThreadPoolExecutor(TENANTS) as side_by_side:
             list(side_by_side.map(_cancel_all, tenants))
-    print(
-        f"\n{WAITING_JOBS} sent in {sent:.0f} s; with them {sum(busy.values()):.3f} cores, without {sum(idle.values()):.3f}; {dict(states)}"
-    )
-    for name in sorted(busy, key=busy.__getitem__, reverse=True):
-        print(f"{name}: {busy[name]:.3f}, without {idle.get(name, 0):.3f}")
     assert states["queued"] + states["running"] == WAITING_JOBS
     assert states["queued"] >= 0.9 * WAITING_JOBS
     assert sum(busy.values()) <= WAITING_CORES, busy
@@ -166,10 +165,13 @@ def _cancel_all(tenant: Cluster) -> None:
     """Until none is left: one that stayed would hold the room of every test that follows."""
 
     def cancelled() -> bool:
-        left = [each for each in jobs(tenant) if each["state"] not in ENDED]
-        with tenant.http() as http:
-            for each in left:
-                http.post(f"/v1/training-jobs/{each['id']}/cancel", json={})
+        try:
+            left = [each for each in jobs(tenant) if each["state"] not in ENDED]
+            with tenant.http() as http:
+                for each in left:
+                    http.post(f"/v1/training-jobs/{each['id']}/cancel", json={})
+        except httpx.HTTPError:
+            return False
         return not left
 
     assert eventually(cancelled, timeout=120, interval=1)

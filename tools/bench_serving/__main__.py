@@ -3,12 +3,11 @@
 import argparse
 import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 
 from tools.bench_serving import packages
-from tools.bench_serving.load import Result, requests, run
+from tools.bench_serving.load import Result, free_port, requests, run
 from tools.bench_serving.servers import SERVERS, DoesNotAnswer, Server, missing, processor_seconds, running
 from tools.proto import ROOT
 
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 def _measure(server: Server, kind: str, folder: Path, cores: list[int], peers: Path, options: argparse.Namespace) -> Result:
-    request, port = requests()[kind], _free_port()
+    request, port = requests()[kind], free_port()
     results = []
     with running(server, folder, request, port, cores[0], peers) as session:
         run(request, port, 1, cores[1], folder)
@@ -79,11 +78,6 @@ def _measure(server: Server, kind: str, folder: Path, cores: list[int], peers: P
 def _row(server: Server, kind: str, result: Result, ours: Result) -> str:
     figures = f"{result.rate:,.0f} | {result.p50:.2f} | {result.p99:.2f} | {result.cpu:.0f}"
     return f"| {server.name} | {kind} | {figures} | {result.rate / ours.rate:.2f} | {result.cpu / ours.cpu:.2f} |"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def _parse() -> argparse.Namespace:

@@ -34,7 +34,7 @@ def main() -> None:
         try:
             assert platform.stdout
             platform.stdout.readline()  # It answers.
-            _deploy(la.Client(TOKEN, f"http://127.0.0.1:{port}"))
+            deploy(la.Client(TOKEN, f"http://127.0.0.1:{port}"))
             for process in psutil.Process(platform.pid).children(recursive=True):
                 if "services.standalone.gateway" in process.cmdline():
                     process.cpu_affinity(list(core))
@@ -44,7 +44,8 @@ def main() -> None:
             platform.wait()
 
 
-def _deploy(client: la.Client) -> None:
+def deploy(client: la.Client) -> None:
+    """The endpoint "m", of a model that is trained for it."""
     numbers = random.Random(1)
     table = io.StringIO()
     table.write(",".join([*COLUMNS, "label"]) + "\n")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ def _tensors(model: str, inputs: list[dict[str, Any]], raw: bytes | None = None)
 def keys() -> dict[str, str]:
     """Of our replica and of our gateway; others pass them over."""
     return {"x-lepton-replica-token": TOKEN, "authorization": f"Bearer {TOKEN}"}
+
+
+def free_port() -> int:
+    """One that nobody listens at just now."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def run(request: Request, port: int, seconds: float, core: int, folder: Path) -> tuple[int, float, float, float, int]:

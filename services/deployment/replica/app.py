@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
+from libs.inference import REQUESTS, SERVICE
+from libs.modelkit.raw import Raw
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
-from services.deployment.replica.messages import Answer, Reply, Request, failed
+from services.deployment.replica.messages import Messages
 from services.deployment.replica.oip import SERVER, Asked, Protocol, parse
 from services.deployment.replica.problems import JSON, OCTETS, dump
+from services.deployment.replica.replies import Answer, Reply, Request, failed
 from services.deployment.replica.texts import Job, Texts
 from services.deployment.replica.writing import Writing
 
@@ -47,17 +50,15 @@ class Replica:
         self.texts = Texts()
         self.protocol = Protocol(runtime, name, version)
         self.draining = False
+        self._messages = Messages(self.protocol, lambda: not self.draining)
         self._runtime = runtime
         self._token = token.encode()
         self._routes = self._make_routes()
 
-    def admits(self, token: bytes) -> bool:
-        return hmac.compare_digest(token, self._token)
-
     def refuse(self, request: Request) -> Reply | None:
         """What is wrong by the head alone, before any of the body is read; None where nothing is."""
         try:
-            if not self.admits(request.headers.get(b"x-lepton-replica-token", b"")):
+            if not hmac.compare_digest(request.headers.get(b"x-lepton-replica-token", b""), self._token):
                 raise Unauthenticated("x-lepton-replica-token is missing or wrong; a replica is called through its endpoint")
             route = self._route(request)
             if request.method not in route.methods:
@@ -120,6 +121,9 @@ class Replica:
             routes[f"{model}/stats"] = Route(look, lambda _, answer: answer(Reply(200, dump(self._statistics()))))
         for action in ("load", "unload"):
             routes[f"/v2/repository/models/{protocol.name}/{action}"] = Route((b"POST",), _refuse_repository)
+        for method in REQUESTS:
+            routes[f"/{SERVICE}/{method}"] = Route((b"POST",), partial(self._look, method))
+        routes[f"/{SERVICE}/ModelInfer"] = Route((b"POST",), self._call, room=self.batcher.require_room)
         return routes
 
     def _health(self, body: Mapping[str, Any]) -> Reply:
@@ -142,18 +146,25 @@ class Replica:
             answer(Reply(200, b'{"predictions":[]}', _counted(0)))
             return None
 
-        raw = self._runtime.read(instances)
-        return self.batcher.submit(raw, partial(self._send, request, answer, self._word), request.deadline, len(request.body))
+        return self._submit(request, answer, self._runtime.read(instances), self._word)
 
     def _infer(self, request: Request, answer: Answer) -> Waiting | None:
         length = request.headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise Invalid("Inference-Header-Content-Length is not a number", code="invalid_request")
         asked, raw = self.protocol.read(request.body, int(length[:12]) if length is not None else None)
-        require_few(raw.rows)
+        return self._submit(request, answer, raw, partial(self._tensors, asked))
 
-        done = partial(self._send, request, answer, partial(self._tensors, asked))
-        return self.batcher.submit(raw, done, request.deadline, len(request.body))
+    def _look(self, method: str, request: Request, answer: Answer) -> None:
+        answer(Reply(200, self._messages.look(method, request.body), OCTETS))
+
+    def _call(self, request: Request, answer: Answer) -> Waiting:
+        asked, raw = self._messages.read(request.body)
+        return self._submit(request, answer, raw, partial(self._message, asked))
+
+    def _submit(self, request: Request, answer: Answer, raw: Raw, write: Write) -> Waiting:
+        require_few(raw.rows)
+        return self.batcher.submit(raw, partial(self._send, request, answer, write), request.deadline, len(request.body))
 
     def _send(self, request: Request, answer: Answer, write: Write, outcome: Outcome) -> None:
         try:
@@ -172,6 +183,9 @@ class Replica:
         if json_length is None:
             return Reply(200, content, _counted(len(answers)))
         return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
+
+    def _message(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+        return Reply(200, self._messages.write(asked, answers), _counted(len(answers), OCTETS))
 
 
 def deadline(request: Request) -> float:

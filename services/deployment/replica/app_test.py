@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.deployment.replica.app import MAX_BODY, Replica
-from services.deployment.replica.messages import Request
+from services.deployment.replica.replies import Request
 
 TOKEN = "secret"
 HEADERS = {"x-lepton-replica-token": TOKEN}

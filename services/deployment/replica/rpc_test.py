@@ -259,6 +259,16 @@ async def test_nothing_is_answered_without_the_token(runtime):
                 assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_what_is_no_message_is_the_callers_fault(runtime):
+    async with serving(runtime) as place, grpc.aio.insecure_channel(place.grpc_address) as channel:
+        for method in ("ModelInfer", "ModelReady"):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(
+                    b"\n\x01m*\x02\xff\xff\x12\x01\xff", metadata=METADATA
+                )
+            assert (refused.value.code().name, "no message" in refused.value.details()) == ("INVALID_ARGUMENT", True)
+
+
 async def test_messages_may_be_as_large_as_bodies_and_no_larger(runtime):
     options = {"grpc.max_send_message_length": -1, "grpc.max_receive_message_length": -1}
     async with serving(runtime) as place, stub(place, **options) as calls:

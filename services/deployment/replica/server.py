@@ -17,7 +17,7 @@ import httptools
 
 from libs.errors import AppError, Invalid, Transient
 from services.deployment.replica.app import MAX_BODY, Held, require_size
-from services.deployment.replica.messages import Reply, Request, failed
+from services.deployment.replica.replies import Reply, Request, failed
 from services.deployment.replica.texts import Stream
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}

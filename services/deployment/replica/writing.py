@@ -6,9 +6,9 @@ from typing import Any
 from libs.errors import Invalid
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.generation import read_generation
-from services.deployment.replica.messages import Answer, Reply, Request, failed, sayable
 from services.deployment.replica.openai import EVENTS, Asked, read_chat, read_completion, read_embeddings
 from services.deployment.replica.problems import JSON
+from services.deployment.replica.replies import Answer, Reply, Request, failed, sayable
 from services.deployment.replica.texts import Job, Stream, Texts
 
 

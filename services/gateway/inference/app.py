@@ -12,11 +12,14 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import orjson
+from google.protobuf.message import DecodeError
+from google.protobuf.wrappers_pb2 import StringValue
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lepton.marketplace.v1 import marketplace_service_pb2
-from libs.errors import AppError, Transient
+from libs.errors import AppError, Invalid, Transient
+from libs.inference import RESPONSES
 from libs.rpc import Call, acting, current_call
 from libs.telemetry import counter, histogram
 from services.gateway.http_server import ON_GONE
@@ -24,11 +27,12 @@ from services.gateway.inference.connection import BrokenOff, Reply
 from services.gateway.inference.metering import Meter, Use
 from services.gateway.inference.openai import ASKED_BYTES, REPLICA_PATHS, charged, model_of
 from services.gateway.inference.quota import PredictionQuota
-from services.gateway.inference.router import NoReplica, Router
+from services.gateway.inference.router import Asked, NoReplica, Router
+from services.gateway.inference.rpc import SECONDS
 from services.gateway.messages import query_values, read_body
 from services.gateway.operations import TEMPLATE
 from services.gateway.peers import Peers
-from services.gateway.problems import PROBLEM_JSON, encode, from_document
+from services.gateway.problems import PROBLEM_JSON, RPC, encode, from_document
 from services.gateway.remembered import Remembered
 from services.gateway.settings import Limits
 
@@ -39,10 +43,17 @@ READY_SECONDS = 2.0
 INVOCATION_SECONDS, INVOCATION_STALE_SECONDS = 1.0, 300.0
 # A stream ends with its request's time; so much later nobody ends it any more.
 STREAM_SLACK_SECONDS = 5.0
+# Beyond what any endpoint is called.
+_LONGEST_NAME = 255
 _JSON = b"application/json"
 _PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after", b"cache-control")
 _LONGEST_NUMBER = 12
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?(/ready|/infer|/generate|/generate_stream)?")
+_SERVER_SAYS: dict[str, bytes] = {
+    "ServerLive": RESPONSES["ServerLive"](live=True).SerializeToString(),
+    "ServerReady": RESPONSES["ServerReady"](ready=True).SerializeToString(),
+    "ServerMetadata": RESPONSES["ServerMetadata"](**SERVER).SerializeToString(),
+}
 _predictions = counter("lepton_predictions_total", "Rows that were answered and recorded.")
 _duration = histogram("lepton_prediction_duration_seconds", "From a prediction's whole body to its recorded answer.")
 
@@ -89,6 +100,8 @@ class Inference:
             scope[TEMPLATE] = path
             _require(scope, "POST")
             await self._speak(REPLICA_PATHS[path], scope, receive, send)
+        elif path.startswith(RPC):
+            await self._call(path, scope, receive, send)
         elif path.startswith("/v1/"):
             noun, name, verb = path[4:].split("/", 2)
             scope[TEMPLATE] = f"/v1/{noun}/{{{'name' if verb == 'predict' else 'slug'}}}/{verb}"
@@ -114,21 +127,18 @@ class Inference:
             await _about_itself(scope, send)
 
     async def _predict(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
-        workspace = current_call().identity.workspace
-        body = await self._body(scope, receive)
-        await self._answer(scope, body, send, workspace, endpoint, "/predict", self._charge(workspace, endpoint))
+        asked = Asked("POST", "/predict", _headers(scope), await self._body(scope, receive))
+        await self._answer(scope, send, current_call().identity.workspace, endpoint, asked)
 
     async def _infer(self, endpoint: str, body: bytes, scope: Scope, send: Send) -> None:
-        workspace = current_call().identity.workspace
-        path = quote(scope["path"], safe="/")
-        await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
+        asked = Asked("POST", quote(scope["path"], safe="/"), _headers(scope), body)
+        await self._answer(scope, send, current_call().identity.workspace, endpoint, asked)
 
     async def _speak(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """As OpenAI has it: the endpoint is named by the body."""
-        workspace = current_call().identity.workspace
         body = await self._text(scope, receive)
-        endpoint = model_of(body)
-        await self._answer(scope, body, send, workspace, endpoint, path, self._charge(workspace, endpoint))
+        asked = Asked("POST", path, _headers(scope), body)
+        await self._answer(scope, send, current_call().identity.workspace, model_of(body), asked)
 
     async def _invoke(self, slug: str, scope: Scope, receive: Receive, send: Send) -> None:
         """By the endpoint behind a listing that the caller's workspace subscribes to."""
@@ -137,15 +147,15 @@ class Inference:
         def charge(use: Use) -> None:
             self._meter.invoked(found.subscription, use)
 
-        body = await self._body(scope, receive)
-        await self._answer(scope, body, send, found.publisher, found.endpoint, "/predict", charge)
+        asked = Asked("POST", "/predict", _headers(scope), await self._body(scope, receive))
+        await self._answer(scope, send, found.publisher, found.endpoint, asked, charge)
 
     async def _look(self, model: str, whether_ready: bool, scope: Scope, send: Send) -> None:
         """What a replica says of its model, or whether one does."""
         workspace = current_call().identity.workspace
         path, seconds = quote(scope["path"], safe="/"), READY_SECONDS if whether_ready else None
         try:
-            reply = await self._router.send(workspace, model, "GET", path, _headers(scope), seconds=seconds, current=True)
+            reply = await self._router.send(workspace, model, Asked("GET", path, _headers(scope)), seconds=seconds, current=True)
         except (Transient, NoReplica) as error:
             if not whether_ready:
                 raise
@@ -158,13 +168,37 @@ class Inference:
     async def _text(self, scope: Scope, receive: Receive) -> bytes:
         return await read_body(Request(scope, receive), min(ASKED_BYTES, self._limits.predict_bytes), self._limits.body_seconds)
 
-    async def _answer(self, scope: Scope, body: bytes, send: Send, owner: str, endpoint: str, path: str, charge: Charge) -> None:
+    async def _call(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Over gRPC, where the endpoint's name is in the message."""
+        scope[TEMPLATE] = path
+        method = path.removeprefix(RPC)
+        body = await self._body(scope, receive)
+        if method in _SERVER_SAYS:
+            await _send(scope, send, Reply(200, {}, _SERVER_SAYS[method]))
+            return
+        endpoint, asked = _name_in(body), Asked("POST", path, {}, body)
+        workspace = current_call().identity.workspace
+        if method == "ModelInfer":
+            await self._answer(scope, send, workspace, endpoint, asked)
+            return
+        whether_ready = method == "ModelReady"
+        try:
+            reply = await self._router.send(workspace, endpoint, asked, seconds=_seconds(scope, whether_ready), current=True)
+        except (Transient, NoReplica):
+            if not whether_ready:
+                raise
+            reply = Reply(200, {}, RESPONSES[method](ready=False).SerializeToString())
+        _require_answer(reply)
+        await _send(scope, send, reply)
+
+    async def _answer(self, scope: Scope, send: Send, owner: str, endpoint: str, asked: Asked, charge: Charge | None = None) -> None:
+        """`charge`: another than for a workspace's own endpoint."""
         payer = current_call().identity.workspace
+        charge = charge or (lambda use: self._meter.predicted(owner, endpoint, use))
         started = time.perf_counter()
         await self._quota.admit(payer)
-        reply = await _unless_gone(self._router.send(owner, endpoint, "POST", path, _headers(scope), body), scope)
-        if reply.headers.get(b"content-type", b"").startswith(PROBLEM_JSON.encode()):
-            raise _problem(reply)
+        reply = await _unless_gone(self._router.send(owner, endpoint, asked, seconds=scope.get(SECONDS)), scope)
+        _require_answer(reply)
         try:
             if rows := _rows(reply):
                 await self._quota.take(payer, rows)
@@ -196,9 +230,6 @@ class Inference:
         except TimeoutError as error:
             raise AppError("the stream did not end in its time", code="deadline_exceeded") from error
         await send({"type": "http.response.body", "body": b""})
-
-    def _charge(self, workspace: str, endpoint: str) -> Charge:
-        return lambda use: self._meter.predicted(workspace, endpoint, use)
 
     async def _resolve_invocation(self, key: tuple[str, str]) -> marketplace_service_pb2.ResolveInvocationResponse:
         buyer, slug = key
@@ -274,13 +305,33 @@ def _number(reply: Reply, name: bytes, otherwise: int = 0) -> int:
     return int(value) if value.isdigit() and len(value) <= _LONGEST_NUMBER else otherwise
 
 
-def _problem(reply: Reply) -> AppError:
-    """So that a replica's problem gets our type, instance and trace id."""
+def _require_answer(reply: Reply) -> None:
+    """Raises a replica's problem, so that it gets our type, instance and trace id."""
+    if not reply.headers.get(b"content-type", b"").startswith(PROBLEM_JSON.encode()):
+        return
     try:
         document = orjson.loads(reply.body)
     except orjson.JSONDecodeError:
         document = None
-    return from_document(document, f"the replica answered {reply.status}")
+    raise from_document(document, f"the replica answered {reply.status}")
+
+
+def _name_in(message: bytes) -> str:
+    """The endpoint's name: field 1, as in a StringValue, of all messages that have one. What else is there stays as it is."""
+    try:
+        name = StringValue.FromString(message).value
+    except DecodeError:
+        raise Invalid("this is no message of the inference protocol") from None
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise Invalid("the message does not name a model; its name is the endpoint's")
+    return str(name)
+
+
+def _seconds(scope: Scope, whether_ready: bool) -> float | None:
+    seconds = scope.get(SECONDS)
+    if not whether_ready:
+        return None if seconds is None else float(seconds)
+    return READY_SECONDS if seconds is None else min(READY_SECONDS, seconds)
 
 
 def split(inference: ASGIApp, otherwise: ASGIApp, draining: asyncio.Event) -> ASGIApp:

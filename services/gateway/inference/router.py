@@ -19,8 +19,9 @@ from lepton.deployment.v1 import deployment_service_pb2
 from libs.errors import AppError, Transient
 from libs.rpc import Call, Client, acting
 from services.gateway.inference.connection import Address, BrokenOff, Pool, Reply, Unanswered
-from services.gateway.inference.shadow import differs
+from services.gateway.inference.shadow import differs, tensors_differ
 from services.gateway.inference.traffic import Traffic
+from services.gateway.problems import RPC
 from services.gateway.remembered import Remembered
 
 RESOLVED_SECONDS = 1.0
@@ -44,12 +45,17 @@ class NoReplica(AppError):
 
 
 class Asked(NamedTuple):
-    """One request, whichever replica gets it."""
+    """One request, whichever replica gets it; a call over gRPC is one of its own path."""
 
     method: str
     path: str
     headers: Mapping[bytes, bytes]
-    body: bytes
+    body: bytes = b""
+
+    @property
+    def predicts(self) -> bool:
+        """Not so what asks about a model."""
+        return self.path.endswith(("/predict", "/infer", "/ModelInfer"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +106,17 @@ class Router:
         await self._pool.stop()
         self._resolved.stop()
 
-    async def send(
-        self,
-        workspace: str,
-        endpoint: str,
-        method: str,
-        path: str,
-        headers: Mapping[bytes, bytes],
-        body: bytes = b"",
-        *,
-        seconds: float | None = None,
-        current: bool = False,
-    ) -> Reply:
+    async def send(self, workspace: str, endpoint: str, asked: Asked, *, seconds: float | None = None, current: bool = False) -> Reply:
         """The answer of one replica; of another one where a connection broke before any byte of it.
 
         Waits for the first replica of an endpoint that starts or sleeps. `current`: by the replicas that are ready now, not a moment ago.
         Raises NotFound, Conflict, Transient.
         """
-        seconds = seconds or self.seconds
+        seconds = self.seconds if seconds is None else min(seconds, self.seconds)
         until = time.monotonic() + seconds
-        key, asked = (workspace, endpoint), Asked(method, path, headers, body)
         try:
             async with asyncio.timeout(seconds):
-                return await self._try(key, asked, until, current)
+                return await self._try((workspace, endpoint), asked, until, current)
         except TimeoutError:
             raise Transient(f"endpoint '{endpoint}' did not answer within {seconds:g} s", code="deadline_exceeded") from None
 
@@ -136,7 +130,7 @@ class Router:
             replica = self._pick(resolved, tried)
             try:
                 reply = await self._ask(key, replica, asked, until)
-                if resolved.shadow is not None and asked.body:
+                if resolved.shadow is not None and asked.predicts:
                     self._copy(key, random.choice(resolved.replicas[resolved.shadow]), asked, reply)
                 return reply
             except Unanswered as error:
@@ -206,7 +200,8 @@ class Router:
         except (Unanswered, AppError, TimeoutError):
             self._traffic.compared(key, shadow.revision, differs=True)
         else:
-            self._traffic.compared(key, shadow.revision, differs=other.status != 200 or differs(reply.body, other.body))
+            compare = tensors_differ if asked.path.startswith(RPC) else differs
+            self._traffic.compared(key, shadow.revision, differs=other.status != 200 or compare(reply.body, other.body))
 
     async def _find(self, key: Key, current: bool, until: float) -> Resolved:
         self._traffic.wait(key, 1)

@@ -1,4 +1,4 @@
-"""`/v1/models` for OpenAI's clients, too: what they read stands beside the native fields (ADR 0015).
+"""`/v1/models` for OpenAI's clients, too: what they read stands beside the native fields (ADR 0016).
 
 To them a model is an endpoint, since that is what can be asked.
 """

@@ -68,7 +68,7 @@ def _platform(console: Console, url: str, api_key: str, keep: bool) -> Iterator[
     home = Home(folder)
     os.environ.pop("LEPTON_API_KEY", None)
     started = time.perf_counter()
-    child, said = start_platform(home, host="127.0.0.1", port=_free_port())
+    child, said = start_platform(home, host="127.0.0.1", port=_free_port(), grpc_port=_free_port())
     console.print(f"Lepton is ready at {said['url']} after {time.perf_counter() - started:.1f} s, in {folder}", highlight=False)
     try:
         yield said["url"], said["api_key"]
