@@ -82,7 +82,7 @@ class Sandbox:
     def predict(self, records: list[Any]) -> list[Any]:
         """One answer a record. Raises `AppError`: "upstream_failed" where the code fails, "deadline_exceeded" where it hangs."""
         if self._process is None:
-            self.start()
+            self._start_anew()
         reply = self._ask(records, self._answer_seconds, "answer")
         if isinstance(error := reply.get("error"), str):
             raise AppError(f"The model's code failed: {error[:1000]}", code="upstream_failed")
@@ -90,6 +90,12 @@ class Sandbox:
         if not isinstance(answers, list) or len(answers) != len(records):
             self._fail("upstream_failed", f"The model's code did not give {len(records)} answers")
         return answers
+
+    def _start_anew(self) -> None:
+        try:
+            self.start()
+        except AppError as error:  # "process_failed" is said of resources, never of a request
+            raise AppError(error.detail, code="upstream_failed") from error
 
     def stop(self) -> None:
         if self._process is None:

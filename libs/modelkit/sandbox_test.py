@@ -73,6 +73,17 @@ def test_a_load_that_fails_says_why_and_leaves_no_process(tmp_path: Path) -> Non
         os.waitpid(-1, os.WNOHANG)
 
 
+def test_a_request_that_finds_the_code_broken_hears_of_it_as_a_request(tmp_path: Path) -> None:
+    load = "assert not os.path.exists(folder + '/broken'), 'broken since'"
+    with Sandbox(package(tmp_path / "model", "os._exit(1)", load)) as sandbox:
+        (tmp_path / "model" / "broken").touch()
+        with pytest.raises(AppError):
+            sandbox.predict([{"harm": True}])
+        with pytest.raises(AppError, match="broken since") as raised:
+            sandbox.predict([{"x": 1}])
+    assert raised.value.code == "upstream_failed"
+
+
 def test_code_that_hangs_ends_with_who_started_it(tmp_path: Path) -> None:
     with Sandbox(package(tmp_path / "model", "time.sleep(600)"), answer_seconds=0.2) as sandbox:
         process, channel = sandbox._process, sandbox._channel
