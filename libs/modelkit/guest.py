@@ -33,10 +33,16 @@ def _checked(result: int) -> int:
     return result
 
 
+def lacking() -> str:
+    """Why this machine's kernel does not fence code off; empty where it does."""
+    version = _LIBC.syscall(444, None, ctypes.c_size_t(0), 1)
+    return "" if version >= _NEEDED else "this machine's kernel has no Landlock of version 6 or newer (Linux 6.12)"
+
+
 def fence_files(readable: list[str], writable: str) -> None:
     """No file but these, no TCP, no signal to a process outside."""
-    if _LIBC.syscall(444, None, ctypes.c_size_t(0), 1) < _NEEDED:
-        raise OSError("this machine's kernel has no Landlock of version 6 or newer (Linux 6.12)")
+    if words := lacking():
+        raise OSError(words)
     attributes = struct.pack("QQQ", _ALL, 3, 3)
     rules = _checked(_LIBC.syscall(444, attributes, ctypes.c_size_t(len(attributes)), 0))
     for path, rights in [*((path, _READ) for path in readable), (writable, _ALL), ("/dev/null", _READ | 2)]:
@@ -112,6 +118,8 @@ def end_with_the_other_side(channel: socket.socket) -> None:
 
 
 def answer(model: Any, records: list[Any]) -> list[Any]:
+    if getattr(model, "batch", True) is False and len(records) > 1:
+        return [answered for record in records for answered in answer(model, [record])]
     answers = model.predict(records)
     if not isinstance(answers, list) or len(answers) != len(records):
         raise ValueError(f"predict must return a list of {len(records)} answers, one a record")

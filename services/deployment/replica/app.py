@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
 from libs.inference import REQUESTS, SERVICE
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.raw import Raw
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
@@ -48,7 +48,7 @@ class Reply(NamedTuple):
     headers: bytes = JSON
 
 
-Write = Callable[[NDArray[np.float64]], Reply]
+Write = Callable[[NDArray[Any]], Reply]
 Answer = Callable[[Reply], None]
 Handler = Callable[[Request, Answer], Waiting | None]
 
@@ -65,7 +65,9 @@ class Route:
 class Replica:
     """`token` is what each request carries in x-lepton-replica-token."""
 
-    def __init__(self, runtime: Runtime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS) -> None:
+    def __init__(
+        self, runtime: Runtime | CodeRuntime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS
+    ) -> None:
         self.batcher = Batcher(runtime, max_rows=max_rows)
         self.protocol = Protocol(runtime, name, version)
         self.draining = False
@@ -185,10 +187,10 @@ class Replica:
             reply = failed(request, error)
         answer(reply)
 
-    def _word(self, answers: NDArray[np.float64]) -> Reply:
+    def _word(self, answers: NDArray[Any]) -> Reply:
         return Reply(200, dump({"predictions": self._runtime.word(answers)}), _counted(len(answers)))
 
-    def _tensors(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+    def _tensors(self, asked: Asked, answers: NDArray[Any]) -> Reply:
         content, json_length = self.protocol.write(asked, answers)
         if json_length is None:
             return Reply(200, content, _counted(len(answers)))

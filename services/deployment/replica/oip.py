@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from libs.errors import Invalid, near
+from libs.errors import AppError, Invalid, near
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.raw import Raw
 from libs.modelkit.runtime import Runtime
 from libs.modelkit.signature import Field
@@ -41,8 +42,9 @@ class Asked:
 class Protocol:
     """Reads infer requests for `runtime` and writes their answers."""
 
-    def __init__(self, runtime: Runtime, name: str, version: str) -> None:
+    def __init__(self, runtime: Runtime | CodeRuntime, name: str, version: str) -> None:
         self.runtime, self.name, self.version = runtime, name, version
+        self._records_only = isinstance(runtime, CodeRuntime)
         self._fields = {field.name: field for field in runtime.signature.inputs}
         self._names = tuple(self._fields)
         self._numeric = all(field.type in ("double", "integer") for field in self._fields.values())
@@ -91,6 +93,7 @@ class Protocol:
 
     def read(self, body: bytes, json_length: int | None) -> tuple[Asked, Raw]:
         """What is asked, and its rows. `json_length`: where the binary extension's bytes begin, if it is used."""
+        self._require_tensors()
         if json_length is not None and not 0 < json_length <= len(body):
             raise bad("Inference-Header-Content-Length", f"it says {json_length}, and the body has {len(body)} bytes")
         request = parse(body[:json_length])
@@ -106,7 +109,7 @@ class Protocol:
         binary.finish()
         return asked, self.rows(tensors)
 
-    def write(self, asked: Asked, answers: NDArray[np.float64]) -> tuple[bytes, int | None]:
+    def write(self, asked: Asked, answers: NDArray[Any]) -> tuple[bytes, int | None]:
         """The answer's body, and the length of its JSON where bytes follow it."""
         outputs: list[dict[str, Any]] = []
         tail: list[bytes] = []
@@ -126,6 +129,7 @@ class Protocol:
 
     def rows(self, tensors: Sequence[Tensor]) -> Raw:
         """A model's inputs as rows; raises `Invalid` for one that is missing, unknown, there twice, or of another type or shape."""
+        self._require_tensors()
         by_name = {tensor.name: tensor for tensor in tensors}
         if len(by_name) < len(tensors):
             raise bad("inputs", "an input is there twice")
@@ -148,7 +152,7 @@ class Protocol:
         cells = zip(*(_values(column) for column in columns.values()), strict=True)
         return self.runtime.read([dict(zip(names, row, strict=True)) for row in cells])
 
-    def outputs(self, asked: Asked, answers: NDArray[np.float64]) -> list[Tensor]:
+    def outputs(self, asked: Asked, answers: NDArray[Any]) -> list[Tensor]:
         """Those that are asked for, in the order asked for."""
         if not len(self._labels):
             return [Tensor("prediction", "FP64", answers)]
@@ -166,6 +170,10 @@ class Protocol:
             if name not in self._all:
                 raise bad("outputs", f"the model has no output {str(name)[:60]!r}; there are: {', '.join(self._all)}")
         return Asked(id, wanted or self._all, binary)
+
+    def _require_tensors(self) -> None:
+        if self._records_only:
+            raise AppError("the code of this model takes records, not tensors; send them to the endpoint's /predict", code="unimplemented")
 
     def _plain(self, inputs: list[Any], content: memoryview | None) -> Raw | None:
         """The common case, every column or ROWS as numbers of one type, with no Python loop over cells; None where it is any other."""
@@ -245,7 +253,8 @@ class Protocol:
 
     def _describe_output(self, field: Field) -> dict[str, Any]:
         bytes_ = field.name == "prediction" and bool(self.runtime.labels)
-        described: dict[str, Any] = {"name": field.name, "datatype": "BYTES" if bytes_ else "FP64", "shape": [-1, *field.shape]}
+        datatype = _DATATYPES[field.type] if self._records_only else "BYTES" if bytes_ else "FP64"
+        described: dict[str, Any] = {"name": field.name, "datatype": datatype, "shape": [-1, *field.shape]}
         return {**described, "parameters": {"labels": list(field.categories)}} if field.categories else described
 
 
