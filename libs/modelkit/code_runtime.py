@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from libs.errors import AppError, Invalid, Violation
 from libs.modelkit.custom import REQUIREMENTS, requirements
 from libs.modelkit.raw import Raw
-from libs.modelkit.records import RecordReader
+from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature, read_signature
 
@@ -28,13 +28,17 @@ class CodeRuntime:
 
     def __init__(self, signature: Signature | None, sandbox: Sandbox) -> None:
         self.signature = signature or Signature((), ())
-        self._reader = RecordReader([field.as_json() for field in self.signature.inputs]) if self.signature.inputs else None
+        inputs = self.signature.inputs
+        self._nested = any(field.shape and field.type != "image" for field in inputs)
+        self._reader = RecordReader([field.as_json() for field in inputs]) if inputs and not self._nested else None
         self._sandbox = sandbox
 
     def read(self, records: Sequence[Any]) -> Raw:
         """Checks records as far as a signature says what they are; raises `Invalid` ("invalid_record") that names each wrong field."""
         if self._reader:
             self._reader.read(records)
+        if self._nested:
+            _require_nested(self.signature.inputs, records)
         try:
             json.dumps(records)
         except RecursionError as error:
@@ -61,8 +65,12 @@ class CodeRuntime:
 def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntime:
     """Raises `AppError` with the code's own last words where its `load` fails, and `Invalid` for packages that are not here."""
     signature = read_signature(data["signature"]) if data.get("signature") else None
-    _require_installed(requirements(folder))
-    sandbox = Sandbox(folder, memory_bytes=memory_bytes)
+    if data.get("kind") == "onnx":
+        code: Path | None = Path(__file__).with_name("onnx_model.py")
+    else:
+        code = None
+        _require_installed(requirements(folder))
+    sandbox = Sandbox(folder, code=code, memory_bytes=memory_bytes)
     sandbox.start()
     return CodeRuntime(signature, sandbox)
 
@@ -81,14 +89,20 @@ def _require_installed(wanted: Mapping[str, str]) -> None:
         raise Invalid.of(wrong, code="invalid_data")
 
 
-def _wrong(outputs: Sequence[Field], answer: Any) -> str:
-    """What of an answer is not as the outputs say; empty where all is."""
-    if not outputs:
+def _require_nested(inputs: Sequence[Field], records: Sequence[Any]) -> None:
+    wrong = [Violation(f"instances[{at}]", words) for at, record in enumerate(records) if (words := _wrong(inputs, record))]
+    if wrong:
+        raise Invalid.of(wrong[:MAX_ERRORS], code="invalid_record")
+
+
+def _wrong(fields: Sequence[Field], record: Any) -> str:
+    """What of a record, or of an answer, is not as the fields say; empty where all is."""
+    if not fields:
         return ""
-    if not isinstance(answer, dict):
-        return f"a {type(answer).__name__} where an object with {', '.join(field.name for field in outputs)} is due"
-    for field in outputs:
-        value = answer.get(field.name)
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__} where an object with {', '.join(field.name for field in fields[:20])} is due"
+    for field in fields:
+        value = record.get(field.name)
         if value is None and field.optional:
             continue
         if not _fits(field, value, field.shape):
@@ -98,6 +112,8 @@ def _wrong(outputs: Sequence[Field], answer: Any) -> str:
 
 
 def _fits(field: Field, value: Any, shape: tuple[int, ...]) -> bool:
+    if field.type == "image":
+        return isinstance(value, str | list)
     if shape:
         return isinstance(value, list) and len(value) == shape[0] and all(_fits(field, item, shape[1:]) for item in value)
     return isinstance(value, _TYPES[field.type]) and (field.type == "boolean" or not isinstance(value, bool))

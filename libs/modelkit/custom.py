@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from libs.errors import Invalid, Violation
+from libs.modelkit.onnx_file import read_onnx
 from libs.modelkit.signature import read_signature
 
 FORMAT = 2
-CODE, SIGNATURE, REQUIREMENTS = "model.py", "signature.json", "requirements.txt"
+CODE, ONNX, SIGNATURE, REQUIREMENTS = "model.py", "model.onnx", "signature.json", "requirements.txt"
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_REQUIREMENTS = 200
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The model.json of a folder that holds model.py. Raises `Invalid` where its signature or requirements are not to be used."""
+    """The model.json of a folder that holds model.py, or else model.onnx. Raises `Invalid` where what it says cannot be used."""
     if not (folder / CODE).is_file():
-        raise Invalid(f"there is no {CODE}; it holds a class Model with load(self, folder) and predict(self, records)", code="invalid_data")
+        if (folder / ONNX).is_file():
+            return {"format": FORMAT, "kind": "onnx", "signature": read_onnx(folder / ONNX).as_json()}
+        words = f"there is neither {CODE}, with a class Model that has load(self, folder) and predict(self, records), nor {ONNX}"
+        raise Invalid(words, code="invalid_data")
     requirements(folder)
     signature = None
     if (folder / SIGNATURE).is_file():

@@ -14,7 +14,6 @@ import socket
 import struct
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -95,10 +94,10 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(content)
 
 
-def load(folder: str, name: str) -> Any:
+def load(folder: str, code: str, name: str) -> Any:
     """The user's object, its own `load` done."""
     sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location("model", Path(folder) / "model.py")
+    spec = importlib.util.spec_from_file_location("model", code)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["model"] = module
@@ -138,7 +137,7 @@ def main() -> None:
         fence_calls()
         # Not before: fences hold for the thread that makes them and for those it starts.
         threading.Thread(target=end_with_the_other_side, args=(channel,), daemon=True).start()
-        model = load(order["folder"], order["name"])
+        model = load(order["folder"], order["code"], order["name"])
         send(channel, {"loaded": True}, order["largest"])
     except Exception as error:
         send(channel, {"error": f"{type(error).__name__}: {error}"[:1000]}, order["largest"])

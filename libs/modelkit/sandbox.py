@@ -24,7 +24,7 @@ _READABLE = [
 
 
 class Sandbox:
-    """Answers by `name` of the folder's model.py. Safe to call from one thread at a time.
+    """Answers by `name` of the folder's model.py, or of `code`. Safe to call from one thread at a time.
 
     What hangs, dies or talks nonsense is killed, and started anew for the next call.
     """
@@ -34,6 +34,7 @@ class Sandbox:
         folder: Path,
         name: str = "Model",
         *,
+        code: Path | None = None,
         load_seconds: float = 120.0,
         answer_seconds: float = 30.0,
         memory_bytes: int = 2 << 30,
@@ -41,6 +42,7 @@ class Sandbox:
         largest: int = 16 << 20,
     ) -> None:
         self._folder, self._name, self._largest = folder.resolve(), name, largest
+        self._code = (code or folder / "model.py").resolve()
         self._load_seconds, self._answer_seconds = load_seconds, answer_seconds
         self._memory_bytes, self._file_bytes = memory_bytes, file_bytes
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,8 +74,9 @@ class Sandbox:
         self._drain = threading.Thread(target=self._read_output, args=(self._process, self._tail), daemon=True)
         self._drain.start()
         order = {
-            "folder": str(self._folder), "name": self._name, "scratch": self._scratch.name, "largest": self._largest,
-            "memory_bytes": self._memory_bytes, "file_bytes": self._file_bytes, "readable": [*_READABLE, str(self._folder)],
+            "folder": str(self._folder), "code": str(self._code), "name": self._name, "scratch": self._scratch.name,
+            "largest": self._largest, "memory_bytes": self._memory_bytes, "file_bytes": self._file_bytes,
+            "readable": [*_READABLE, str(self._folder), str(self._code)],
         }  # fmt: skip
         reply = self._ask(order, self._load_seconds, "load")
         if reply.get("loaded") is not True:

@@ -15,7 +15,10 @@ _TYPES = ("double", "integer", "boolean", "string", "image")
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a record. `type`: double, integer, boolean, string or image; `shape` of pictures: (height, width, channels)."""
+    """One field of a record. `type`: double, integer, boolean, string or image; `shape` of pictures: (height, width, channels).
+
+    Other fields of models that are brought may have a shape too: nested lists.
+    """
 
     name: str
     type: str
@@ -88,7 +91,7 @@ def _read_fields(given: Any, side: str, errors: list[Violation]) -> tuple[Field,
         return ()
     fields = []
     for index, item in enumerate(given):
-        if words := _wrong_field(item, side):
+        if words := _wrong_field(item):
             errors.append(Violation(f"{side}[{index}]", words))
             continue
         fields.append(
@@ -99,7 +102,7 @@ def _read_fields(given: Any, side: str, errors: list[Violation]) -> tuple[Field,
     return tuple(fields)
 
 
-def _wrong_field(item: Any, side: str) -> str:
+def _wrong_field(item: Any) -> str:
     if not isinstance(item, dict) or not {"name", "type"} <= item.keys() <= {"name", "type", "optional", "categories", "shape"}:
         return 'is no object with "name", "type" and, if need be, "optional", "categories", "shape"'
     if not isinstance(item["name"], str) or not 0 < len(item["name"]) <= 256:
@@ -111,10 +114,8 @@ def _wrong_field(item: Any, side: str) -> str:
         return f"optional is true or false, categories a list of at most {MAX_LISTED} texts"
     if not all(isinstance(value, str) for value in categories):
         return "categories are texts"
-    if not isinstance(shape, list) or len(shape) > 8 or not all(type(side_) is int and 0 < side_ <= _MAX_CELLS for side_ in shape):
+    if not isinstance(shape, list) or len(shape) > 8 or not all(type(number) is int and 0 < number <= _MAX_CELLS for number in shape):
         return "the shape is no list of at most 8 whole numbers above 0"
     if math.prod(shape) > _MAX_CELLS:
         return f"the shape has more than {_MAX_CELLS} cells"
-    if item["type"] == "image" and len(shape) != 3:
-        return "a picture has the shape [height, width, channels]"
-    return "only pictures have a shape" if side == "inputs" and shape and item["type"] != "image" else ""
+    return "a picture has the shape [height, width, channels]" if item["type"] == "image" and len(shape) != 3 else ""

@@ -59,7 +59,7 @@ async def test_an_answer_that_got_lost_makes_no_second_version(platform: Platfor
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"other.py": CODE}, "no model.py"),
+        ({"other.py": CODE}, "neither model.py"),
         ({"model.py": CODE, "model.json": b"{}"}, "leave it out"),
         ({"model.py": CODE, "signature.json": b"{"}, "no JSON"),
         ({"model.py": CODE, "requirements.txt": b"torch>2"}, "pins no version"),

@@ -196,7 +196,7 @@ class Replica:
             return Reply(200, content, _counted(len(answers)))
         return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
 
-    def _message(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+    def _message(self, asked: Asked, answers: NDArray[Any]) -> Reply:
         return Reply(200, self._messages.write(asked, answers), _counted(len(answers), OCTETS))
 
 
