@@ -40,9 +40,10 @@ class CodeRuntime:
         if self._nested:
             _require_nested(self.signature.inputs, records)
         try:
-            json.dumps(records)
-        except RecursionError as error:
-            raise Invalid.of([Violation("instances", "they are nested too deeply")], code="invalid_record") from error
+            json.dumps(records, allow_nan=False)
+        except (RecursionError, ValueError) as error:
+            words = "a number is not finite" if isinstance(error, ValueError) else "they are nested too deeply"
+            raise Invalid.of([Violation("instances", words)], code="invalid_record") from error
         return Raw(np.empty((len(records), 0)), {_RECORD: np.fromiter(records, object, len(records))})
 
     def answer(self, raw: Raw) -> NDArray[np.object_]:
@@ -90,7 +91,13 @@ def _require_installed(wanted: Mapping[str, str]) -> None:
 
 
 def _require_nested(inputs: Sequence[Field], records: Sequence[Any]) -> None:
-    wrong = [Violation(f"instances[{at}]", words) for at, record in enumerate(records) if (words := _wrong(inputs, record))]
+    names = {field.name for field in inputs}
+    wrong = []
+    for at, record in enumerate(records):
+        surplus = record.keys() - names if isinstance(record, dict) else ()
+        words = f"the model takes no field '{min(surplus)[:60]}'" if surplus else _wrong(inputs, record)
+        if words:
+            wrong.append(Violation(f"instances[{at}]", words))
     if wrong:
         raise Invalid.of(wrong[:MAX_ERRORS], code="invalid_record")
 

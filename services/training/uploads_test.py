@@ -6,6 +6,7 @@ import zipfile
 from typing import Any
 
 import pytest
+from onnx import TensorProto, helper
 
 from lepton.common.v1 import resource_pb2
 from lepton.training.v1 import model_pb2
@@ -79,3 +80,14 @@ async def test_bytes_that_are_not_there(platform: Platform) -> None:
     request = pb.RegisterModelVersionRequest(name="m", content=resource_pb2.Artifact(digest="sha256:" + "0" * 64))
     with as_member(method="RegisterModelVersion"), pytest.raises(NotFound):
         await platform.servicer.RegisterModelVersion(request, None)
+
+
+async def test_an_onnx_file_says_itself_what_it_takes(platform: Platform) -> None:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", sides[:1], sides[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    version = await push(platform, {"model.onnx": model.SerializeToString()})
+    assert [(each.name, list(each.shape)) for each in (*version.signature.inputs, *version.signature.outputs)] == [("x", [3]), ("y", [3])]
+    graph.node[0].domain = "com.stranger"
+    with pytest.raises(Invalid, match="not one of ONNX"):
+        await push(platform, {"model.onnx": helper.make_model(graph).SerializeToString()})

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 import leptonai as la
 from libs.modelkit import guest
@@ -96,3 +97,24 @@ def test_what_cannot_be_served_is_refused_when_it_is_pushed(client: la.Client, t
     with pytest.raises(la.APIError, match="pins no version"):
         client.models.push("unpinned", folder)
     assert "unpinned" not in [model.name for model in client.models.list()]
+
+
+def test_an_onnx_file_answers_records_and_tensors(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", sides[:1], sides[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "relu.onnx").write_bytes(model.SerializeToString())
+    client.models.push("relu", tmp_path / "relu.onnx")
+    client.endpoints.create("relu", "relu@1")
+    if guest.lacking():
+        with pytest.raises(la.LeptonError, match="Landlock"):
+            client.endpoints.wait_ready("relu", 120)
+        return
+    client.endpoints.wait_ready("relu", 120)
+    assert client.endpoints.predict("relu", [{"x": [1, -2, 3]}]) == [{"y": [1, 0, 3]}]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [1, -1, 2, -2, 3, -3]}
+    with embedded_platform.http() as http:
+        answer = http.post("/v2/models/relu/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [1, 0, 2, 0, 3, 0]
+    client.endpoints.delete("relu")

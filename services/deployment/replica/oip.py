@@ -18,7 +18,7 @@ from libs.modelkit.runtime import Runtime
 from libs.modelkit.signature import Field
 from services.deployment.replica.batching import Statistics, Sum
 from services.deployment.replica.problems import dump
-from services.deployment.replica.tensors import BinaryReader, Tensor, bad, read_tensor, to_binary, to_json
+from services.deployment.replica.tensors import TYPES, BinaryReader, Tensor, bad, read_tensor, to_binary, to_json
 
 # One tensor [N, columns] instead of one for each column, where all columns are numbers and none has this name.
 ROWS = "rows"
@@ -44,10 +44,10 @@ class Protocol:
 
     def __init__(self, runtime: Runtime | CodeRuntime, name: str, version: str) -> None:
         self.runtime, self.name, self.version = runtime, name, version
-        self._records_only = isinstance(runtime, CodeRuntime)
+        self._by_records = isinstance(runtime, CodeRuntime)
         self._fields = {field.name: field for field in runtime.signature.inputs}
         self._names = tuple(self._fields)
-        self._numeric = all(field.type in ("double", "integer") for field in self._fields.values())
+        self._numeric = not self._by_records and all(field.type in ("double", "integer") for field in self._fields.values())
         self._takes_rows = self._numeric and ROWS not in self._fields
         self._outputs = [self._describe_output(field) for field in runtime.signature.outputs]
         self._all = dict.fromkeys(output["name"] for output in self._outputs)
@@ -146,14 +146,20 @@ class Protocol:
             raise bad("inputs", f"inputs differ in their number of rows: {dict(list(counts.items())[:5])}")
         if not next(iter(counts.values()), 0):
             raise bad("inputs", "there are no rows")
-        if len(columns) == len(self._fields) and (fast := self._numbers(columns) or self._pixels(columns)) is not None:
+        if (
+            not self._by_records
+            and len(columns) == len(self._fields)
+            and (fast := self._numbers(columns) or self._pixels(columns)) is not None
+        ):
             return fast
         names = list(columns)
-        cells = zip(*(_values(column) for column in columns.values()), strict=True)
+        cells = zip(*(column.tolist() if self._by_records else _values(column) for column in columns.values()), strict=True)
         return self.runtime.read([dict(zip(names, row, strict=True)) for row in cells])
 
     def outputs(self, asked: Asked, answers: NDArray[Any]) -> list[Tensor]:
         """Those that are asked for, in the order asked for."""
+        if self._by_records:
+            return [self._gathered(name, answers) for name in asked.wanted]
         if not len(self._labels):
             return [Tensor("prediction", "FP64", answers)]
         found = []
@@ -164,6 +170,12 @@ class Protocol:
                 found.append(Tensor(name, "FP64", answers))
         return found
 
+    def _gathered(self, name: str, answers: NDArray[Any]) -> Tensor:
+        field = next(field for field in self.runtime.signature.outputs if field.name == name)
+        datatype = _DATATYPES[field.type]
+        values = np.array([answer[name] for answer in answers], TYPES.get(datatype, np.object_))
+        return Tensor(name, datatype, values.reshape(len(answers), *field.shape))
+
     def ask(self, id: str | None, wanted: Mapping[str, bool | None], binary: bool) -> Asked:
         """Raises `Invalid` for an output that there is none of."""
         for name in wanted:
@@ -172,8 +184,10 @@ class Protocol:
         return Asked(id, wanted or self._all, binary)
 
     def _require_tensors(self) -> None:
-        if self._records_only:
-            raise AppError("the code of this model takes records, not tensors; send them to the endpoint's /predict", code="unimplemented")
+        outputs = self.runtime.signature.outputs
+        if self._by_records and (not self._fields or not outputs or any(field.optional for field in outputs)):
+            words = "this model does not say what tensors it takes and gives; send records to the endpoint's /predict"
+            raise AppError(words, code="unimplemented")
 
     def _plain(self, inputs: list[Any], content: memoryview | None) -> Raw | None:
         """The common case, every column or ROWS as numbers of one type, with no Python loop over cells; None where it is any other."""
@@ -253,7 +267,7 @@ class Protocol:
 
     def _describe_output(self, field: Field) -> dict[str, Any]:
         bytes_ = field.name == "prediction" and bool(self.runtime.labels)
-        datatype = _DATATYPES[field.type] if self._records_only else "BYTES" if bytes_ else "FP64"
+        datatype = _DATATYPES[field.type] if self._by_records else "BYTES" if bytes_ else "FP64"
         described: dict[str, Any] = {"name": field.name, "datatype": datatype, "shape": [-1, *field.shape]}
         return {**described, "parameters": {"labels": list(field.categories)}} if field.categories else described
 
@@ -278,12 +292,14 @@ def _column(field: Field, tensor: Tensor) -> NDArray[Any]:
         if array.ndim not in (3, 4):
             raise bad(field.name, f"shape {list(array.shape)} is not [N, height, width] or [N, height, width, channels]")
         return array
-    if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):
+    if field.shape and array.shape[1:] != field.shape:
+        raise bad(field.name, f"shape {list(array.shape)} does not fit; it takes [N, {', '.join(map(str, field.shape))}]")
+    if not field.shape and (array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1)):
         raise bad(field.name, f"shape {list(array.shape)} does not fit; it takes [N] or [N, 1]")
     kinds = {"double": "iuf", "integer": "iuf", "boolean": "b", "string": "O"}[field.type]
     if array.dtype.kind not in kinds:
         raise bad(field.name, f"datatype {tensor.datatype} does not fit; it takes {_DATATYPES[field.type]}")
-    return array.reshape(-1)
+    return array if field.shape else array.reshape(-1)
 
 
 def _values(column: NDArray[Any]) -> list[Any]:

@@ -74,9 +74,11 @@ def zip_of(folder: Path) -> Content:
 
 
 def model_zip(source: Any, signature: Mapping[str, Any] | None) -> Content:
-    """A folder with model.py as a ZIP: the same files give the same bytes. Hidden files and what Python caches are left out."""
+    """A folder with model.py, or an ONNX file, as a ZIP: the same files give the same bytes. What is hidden or cached is left out."""
     folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
-    if folder is None or not (folder / "model.py").is_file():
+    if folder is not None and folder.is_file() and folder.suffix == ".onnx" and signature is None:
+        return _packed({"model.onnx": folder})
+    if folder is None or not any((folder / name).is_file() for name in ("model.py", "model.onnx")):
         raise InvalidInput(
             f"{source} is no folder with a model.py", "it holds a class Model with load(self, folder) and predict(self, records)"
         )

@@ -37,7 +37,7 @@ class Models:
         return Pages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
     def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
-        """Makes a version of your own code: a folder whose model.py has a class Model.
+        """Makes a version of your own code, a folder whose model.py has a class Model; or of an ONNX file, which says itself what it takes.
 
         `load(self, folder)` is called once, `predict(self, records)` answers a list, one JSON value a record; with `batch = False` in the
         class it gets one record at a time. signature: {"inputs": [{"name", "type", …}], "outputs": […]} has records and answers checked;

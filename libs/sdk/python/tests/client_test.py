@@ -231,6 +231,10 @@ def test_a_model_of_one_s_own_is_packed_without_litter(client: la.Client, platfo
     with zipfile.ZipFile(io.BytesIO(sent["body"])) as archive:
         assert archive.namelist() == ["model.py", "signature.json"]
     assert sent["headers"]["idempotency-key"]
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    assert client.models.push("mine", tmp_path / "net.onnx").number == 2
+    with zipfile.ZipFile(io.BytesIO(platform.asked("PUT", "/v1/models/mine/content")[1]["body"])) as archive:
+        assert archive.namelist() == ["model.onnx"]
     with pytest.raises(la.InvalidInput, match=r"model\.py"):
         client.models.push("mine", tmp_path / "part")
 

@@ -43,7 +43,7 @@ def versions(name: Name, limit: Limit = SHOWN, json: Json = False) -> None:
 @app.command()
 def push(
     name: Name,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="With model.py, and what its class Model reads.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="With model.py and what its class Model reads; or an ONNX file.")],
     signature: Annotated[
         str, typer.Option(metavar="FILE", help="JSON with inputs and outputs; default: the folder's signature.json.")
     ] = "",
