@@ -74,13 +74,7 @@ def write(package: Package, weights: Mapping[str, NDArray[Any]]) -> None:
 
 def read(folder: Path) -> Package:
     """Raises `Invalid` where the folder holds no model package that this code can serve."""
-    path = folder / MODEL
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise _broken(f"{MODEL} is larger than {MAX_MODEL_BYTES >> 20} MiB")
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(f"{MODEL} cannot be read: {error}") from error
+    data = read_json(folder)
     _check(data)
     try:
         preprocessing, target = Preprocessing(data["preprocessing"]), Target(data["target"])
@@ -92,6 +86,20 @@ def read(folder: Path) -> Package:
     return Package(
         data["task"], data["architecture"], data["params"], data["dtype"], preprocessing, target, data.get("metrics") or {}, folder
     )
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """What model.json says, of whatever format; raises `Invalid` where there is none."""
+    path = folder / MODEL
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise _broken(f"{MODEL} is larger than {MAX_MODEL_BYTES >> 20} MiB")
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(f"{MODEL} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise _broken(f"{MODEL} is no object")
+    return data
 
 
 def read_weights(path: Path) -> dict[str, NDArray[Any]]:
@@ -119,11 +127,11 @@ def write_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _check(data: Any) -> None:
-    if not isinstance(data, dict) or any(key not in data for key in _KEYS):
-        raise _broken(f"{MODEL} lacks one of {', '.join(_KEYS)}")
-    if data["format"] != FORMAT:
+def _check(data: Mapping[str, Any]) -> None:
+    if data.get("format", FORMAT) != FORMAT:
         raise _broken(f"its format is {data['format']}, and this version reads {FORMAT}")
+    if any(key not in data for key in _KEYS):
+        raise _broken(f"{MODEL} lacks one of {', '.join(_KEYS)}")
     if data["task"] not in TASKS or data["architecture"] not in ARCHITECTURES or data["dtype"] not in ("float32", "float64"):
         raise _broken("task, architecture or dtype is unknown")
     errors = check_model(data["task"], data["architecture"], data["params"])

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from libs.modelkit import code_runtime, custom
 from libs.modelkit import package as packages
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.package import Package
 from libs.modelkit.raw import Raw
 from libs.modelkit.signature import Signature
@@ -78,6 +80,9 @@ class Runtime:
             for index, row in zip(best, answers.tolist(), strict=True)
         ]
 
+    def close(self) -> None:
+        """Nothing of it outlives this process."""
+
     def predict_records(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """From raw records to records; see `read` for errors and `word` for the form."""
         return self.word(self.answer(self.read(records))) if records else []
@@ -106,6 +111,12 @@ def load(folder: Path | str, threads: int = 1) -> Runtime:
     shape = package.preprocessing.shape
     runtime._model(np.zeros((1, *shape), runtime._dtype))
     return runtime
+
+
+def load_any(folder: Path | str, threads: int = 1, code_memory_bytes: int = 2 << 30) -> Runtime | CodeRuntime:
+    """As `load`, and models whose owner wrote their code; a process that cannot fence it off refuses it in words."""
+    data = packages.read_json(Path(folder))
+    return code_runtime.load(Path(folder), data, code_memory_bytes) if data.get("format") == custom.FORMAT else load(folder, threads)
 
 
 def _by_onnx(package: Package, threads: int) -> tuple[Model, str, Model | None]:

@@ -19,7 +19,7 @@ from uuid import uuid4
 from libs.errors import AppError, Invalid
 from libs.storage import ArtifactStore
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
 MAX_FILES = 100
 
 

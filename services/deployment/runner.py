@@ -190,6 +190,7 @@ class Run:
             "--host": self._around.settings.replica_host,
             "--port": self._around.settings.replica_port,
             "--threads": threads,
+            "--memory-bytes": revision.memory_bytes,
             "--ready-file": self._folder / "ready",
         }
         words = [str(word) for option in options.items() for word in option]

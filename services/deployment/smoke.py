@@ -10,6 +10,8 @@ import structlog
 log = structlog.get_logger()
 
 MODEL = "model.json"
+# Models whose owner wrote their code: a record without meaning may make it fail, and it need not answer one.
+CODE_FORMAT = 2
 # A grey pixel as PNG: a model makes of any picture the size that it takes.
 _PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
 # A text that is a time too: a signature does not tell them apart.
@@ -21,9 +23,12 @@ _LONGEST_HEAD = 4096
 def record_of(package: Path) -> dict[str, Any] | None:
     """A record that the model in `package` takes; None where it does not say what it takes."""
     try:
-        inputs = json.loads((package / MODEL).read_bytes())["signature"]["inputs"]
+        said = json.loads((package / MODEL).read_bytes())
+        if said.get("format") == CODE_FORMAT:
+            return None
+        inputs = said["signature"]["inputs"]
         return {field["name"]: (field.get("categories") or [_VALUES[field["type"]]])[0] for field in inputs}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -159,6 +159,10 @@ class Training(TrainingServiceServicer):
         self.breaks = False
         self.files: list[resource_pb2.Artifact] = []
 
+    async def RegisterModelVersion(self, request: Any, context: Any) -> Any:
+        self.requests.append((request, current_call().idempotency_key))
+        return model_pb2.ModelVersion(model=request.name, number=1, source=model_pb2.MODEL_SOURCE_UPLOADED)
+
     async def CreateTrainingJob(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         return job_pb2.TrainingJob(id="job-1", name=request.name, state=job_pb2.JOB_STATE_QUEUED)

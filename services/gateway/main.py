@@ -94,7 +94,7 @@ class ControlPlane(_Listening):
             *OpenAiModels(peers.deployment).widen(_transcoded(peers, authenticator, settings)),
             *Datasets(peers.data, datasets, tokens, limits, problems).operations(),
             *Uploads(peers.accounts, datasets, tokens, limits).operations(),
-            *Models(peers.training, models or open_store(settings.storage, "models"), problems).operations(),
+            *Models(peers.training, models or open_store(settings.storage, "models"), limits, problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
             *Traces(traces or trace_store(settings)).operations(),
             *Health(peers, draining).operations(),

@@ -309,7 +309,7 @@ async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Plat
         pulse = Pulse(database)
         platform: Platform
         reconciler = Reconciler(database, peers, lambda workspace, job_id, node: platform.hint(workspace, job_id), settings)
-        servicer = TrainingServicer(database, peers, reconciler, pulse)
+        servicer = TrainingServicer(database, peers, reconciler, pulse, stores.models)
         platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, deployment, spans=spans)
         for component in (reconciler, pulse):
             await component.start()

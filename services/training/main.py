@@ -37,7 +37,7 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     pulse = Pulse(kit.database)
     stores = {purpose: open_store(settings.storage, purpose) for purpose in ("models", "checkpoints")}
     sweep = Sweep(kit.database, stores, settings.orphan_seconds)
-    servicer = TrainingServicer(kit.database, peers, reconciler, pulse)
+    servicer = TrainingServicer(kit.database, peers, reconciler, pulse, stores["models"])
     components: list[Component] = [queue, reconciler, pulse, sweep, job_gauges(kit.database)]
     return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), components)
 

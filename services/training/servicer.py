@@ -10,10 +10,12 @@ from libs.db import Database, page_size, page_token, start_after
 from libs.errors import Invalid, Violation
 from libs.rpc import current_call
 from libs.service import Edge
+from libs.storage import ArtifactStore
 from services.training import repository, wire
 from services.training.domain.states import State
-from services.training.handlers import jobs, models
+from services.training.handlers import jobs, models, uploads
 from services.training.handlers.admission import Peers, admit, reserved, settle_reservation
+from services.training.handlers.uploads import Unpacking
 from services.training.pulse import Pulse
 from services.training.reconciler import Reconciler
 
@@ -24,9 +26,10 @@ METRICS_PAGE = 1000
 class TrainingServicer(Edge, TrainingServiceServicer):
     """Every method sees the caller's workspace alone."""
 
-    def __init__(self, database: Database, peers: Peers, reconciler: Reconciler, pulse: Pulse) -> None:
+    def __init__(self, database: Database, peers: Peers, reconciler: Reconciler, pulse: Pulse, store: ArtifactStore) -> None:
         super().__init__(database)
         self._peers, self._reconciler, self._pulse = peers, reconciler, pulse
+        self._unpacking = Unpacking(store)
 
     async def CreateTrainingJob(self, request: pb.CreateTrainingJobRequest, context: Any) -> job_pb2.TrainingJob:
         if current_call().idempotency_key:
@@ -125,6 +128,15 @@ class TrainingServicer(Edge, TrainingServiceServicer):
         async with self.read() as session:
             found = await repository.get_model_version(session, self.workspace, request.name, request.number)
             return wire.version_message(found)
+
+    async def RegisterModelVersion(self, request: pb.RegisterModelVersionRequest, context: Any) -> model_pb2.ModelVersion:
+        if current_call().idempotency_key:
+            async with self.unit(request):
+                pass  # Was it answered before? Then nothing is unpacked again.
+        package, files = await self._unpacking.files(request.content.digest)
+        async with self.unit(request) as unit:
+            found = await uploads.register_upload(unit, workspace=self.workspace, name=request.name, package=package, files=files)
+            return await unit.reply(found)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
         # Who deletes an endpoint and then its model need not wait for the event between them.

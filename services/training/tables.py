@@ -210,7 +210,7 @@ class Model(Table, table=True):
 
 
 class ModelVersion(Table, table=True):
-    """Immutable: the message as it was registered. One a job."""
+    """Immutable: the message as it was registered. One a job; what was uploaded has a made-up id in its place."""
 
     __tablename__ = "model_versions"
 

@@ -152,9 +152,27 @@ def registered_version(
         test_rows=_count(result, "test_rows"),
         create_time=timestamp(now),
         trace_id=job.trace_id,
+        source=model_pb2.MODEL_SOURCE_TRAINED,
     )
     version.preprocessing.update(_shortened(package["preprocessing"]))
     return version
+
+
+def uploaded_version(
+    model: Model, package: Mapping[str, Any], files: Sequence[resource_pb2.Artifact], now: float, trace_id: str
+) -> model_pb2.ModelVersion:
+    """The model's newest; `package` is its model.json."""
+    signature = parse(model_pb2.Signature, package["signature"]) if package["signature"] else None
+    return model_pb2.ModelVersion(
+        model=model.name,
+        number=model.latest_version,
+        workspace=model.workspace,
+        signature=signature,
+        files=files,
+        create_time=timestamp(now),
+        trace_id=trace_id,
+        source=model_pb2.MODEL_SOURCE_UPLOADED,
+    )
 
 
 def metric_message(name: str, step: int, epoch: int, value: float, time: float) -> job_pb2.MetricPoint:

@@ -15,13 +15,15 @@ import uvloop
 
 from libs.errors import AppError
 from libs.modelkit.package import write_file
-from libs.modelkit.runtime import load
+from libs.modelkit.runtime import load_any
 from services.deployment.replica.app import Replica
 from services.deployment.replica.rpc import InferenceServer
 from services.deployment.replica.server import Server
 
 TOKEN = "LEPTON_REPLICA_TOKEN"
 DRAIN_SECONDS = 10
+# Of addresses, not of memory: libraries map more than they use. What is used is bounded by who started this process.
+LEAST_CODE_BYTES = 2 << 30
 
 
 def main() -> int:
@@ -31,7 +33,7 @@ def main() -> int:
         print(f"error: {TOKEN} is not set", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        runtime = load(arguments.package, arguments.threads)
+        runtime = load_any(arguments.package, arguments.threads, max(arguments.memory_bytes, LEAST_CODE_BYTES))
         listening = _listen(arguments.host, arguments.port)
     except AppError as error:
         print(f"error: {error.detail}", file=sys.stderr)  # noqa: T201
@@ -48,6 +50,8 @@ def main() -> int:
     except OSError as error:
         print(f"error: {arguments.host}:{arguments.grpc_port} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 4
+    finally:
+        runtime.close()
     return 0
 
 
@@ -79,7 +83,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m services.deployment.replica", description=f"Serves a model package. {TOKEN} holds the token."
     )
-    parser.add_argument("--package", type=Path, required=True, help="folder with model.json, weights.safetensors, model.onnx")
+    parser.add_argument(
+        "--package", type=Path, required=True, help="folder with model.json, and weights.safetensors, model.onnx or model.py"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port; the ready file says which")
     parser.add_argument("--grpc-port", type=int, default=0, help="likewise")
@@ -87,6 +93,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model-name", default="model")
     parser.add_argument("--model-version", default="")
     parser.add_argument("--threads", type=int, default=1, help="of one prediction")
+    parser.add_argument("--memory-bytes", type=int, default=0, help="that the replica may take; bounds what its owner's code maps")
     return parser.parse_args()
 
 

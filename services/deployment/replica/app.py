@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, NotFound, Transient, Unauthenticated, Violation
 from libs.inference import REQUESTS, SERVICE
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.raw import Raw
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.batching import MAX_WAITING_ROWS, Batcher, Outcome, Waiting
@@ -28,7 +28,7 @@ MAX_INSTANCES = 10_000
 MAX_DEADLINE_DIGITS = 9
 
 
-Write = Callable[[NDArray[np.float64]], Reply]
+Write = Callable[[NDArray[Any]], Reply]
 Held = Waiting | Job
 Handler = Callable[[Request, Answer], Held | None]
 
@@ -45,7 +45,9 @@ class Route:
 class Replica:
     """`token` is what each request carries in x-lepton-replica-token."""
 
-    def __init__(self, runtime: Runtime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS) -> None:
+    def __init__(
+        self, runtime: Runtime | CodeRuntime, token: str, name: str = "model", version: str = "", max_rows: int = MAX_WAITING_ROWS
+    ) -> None:
         self.batcher = Batcher(runtime, max_rows=max_rows)
         self.texts = Texts()
         self.protocol = Protocol(runtime, name, version)
@@ -175,16 +177,16 @@ class Replica:
             reply = failed(request, error)
         answer(reply)
 
-    def _word(self, answers: NDArray[np.float64]) -> Reply:
+    def _word(self, answers: NDArray[Any]) -> Reply:
         return Reply(200, dump({"predictions": self._runtime.word(answers)}), _counted(len(answers)))
 
-    def _tensors(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+    def _tensors(self, asked: Asked, answers: NDArray[Any]) -> Reply:
         content, json_length = self.protocol.write(asked, answers)
         if json_length is None:
             return Reply(200, content, _counted(len(answers)))
         return Reply(200, content, b"%sinference-header-content-length: %d\r\n" % (_counted(len(answers), OCTETS), json_length))
 
-    def _message(self, asked: Asked, answers: NDArray[np.float64]) -> Reply:
+    def _message(self, asked: Asked, answers: NDArray[Any]) -> Reply:
         return Reply(200, self._messages.write(asked, answers), _counted(len(answers), OCTETS))
 
 

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from libs.errors import Transient
+from libs.errors import AppError, Transient
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.raw import Raw, concatenate
 from libs.modelkit.runtime import Runtime
 
@@ -27,7 +29,7 @@ _LARGEST_BATCH = 1024
 # How often rows whose time is over are looked for while the model is busy in its thread.
 _SWEEP_SECONDS = 0.01
 
-Outcome = NDArray[np.float64] | Exception
+Outcome = NDArray[Any] | Exception
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +79,10 @@ class Statistics:
     sizes: dict[int, Sum] = field(default_factory=dict)
 
 
+# Of code that its owner wrote nothing is known: it is never asked from the loop, nor for more rows at once than it may fail together.
+CODE_PACE = Pace(0, 64, 0.001)
+
+
 def warm_up(runtime: Runtime) -> Pace:
     """Runs each size of a batch, so that no request is the first of its kind, and takes the time of it."""
     inline, size, seconds = 0, 1, 0.0
@@ -96,10 +102,10 @@ def warm_up(runtime: Runtime) -> Pace:
 class Batcher:
     """Call it from the event loop's thread only."""
 
-    def __init__(self, runtime: Runtime, pace: Pace | None = None, max_rows: int = MAX_WAITING_ROWS) -> None:
+    def __init__(self, runtime: Runtime | CodeRuntime, pace: Pace | None = None, max_rows: int = MAX_WAITING_ROWS) -> None:
         self.statistics = Statistics()
         self._runtime = runtime
-        self._pace = pace or warm_up(runtime)
+        self._pace = pace or (CODE_PACE if isinstance(runtime, CodeRuntime) else warm_up(runtime))
         self._max_rows = max_rows
         self._waiting: dict[Waiting, None] = {}
         self._rows = 0
@@ -160,9 +166,9 @@ class Batcher:
         loop.run_in_executor(self._thread, self._compute, batch).add_done_callback(lambda job: self._finish(batch, *job.result()))
         loop.call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _finish(self, batch: list[Waiting], outcome: Outcome, seconds: float) -> None:
+    def _finish(self, batch: list[Waiting], outcomes: list[Outcome], seconds: float) -> None:
         self._busy = False
-        self._settle(batch, outcome, seconds)
+        self._settle(batch, outcomes, seconds)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -200,26 +206,37 @@ class Batcher:
             self._drop_late()
             asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _compute(self, batch: list[Waiting]) -> tuple[Outcome, float]:
-        """Answers, or what went wrong, and the seconds it took."""
+    def _compute(self, batch: list[Waiting]) -> tuple[list[Outcome], float]:
+        """Answers of each request, or what went wrong, and the seconds it took."""
         begun = time.perf_counter()
+        together = self._ask(batch)
+        if not isinstance(together, Exception):
+            ends = np.cumsum([waiting.rows for waiting in batch]).tolist()
+            outcomes: list[Outcome] = [together[end - waiting.rows : end] for waiting, end in zip(batch, ends, strict=True)]
+        elif len(batch) > 1 and isinstance(together, AppError) and together.code == "upstream_failed":
+            # A record of one request made somebody's code fail: the others are not to hear of that.
+            outcomes = [self._ask([waiting]) for waiting in batch]
+        else:
+            outcomes = [together] * len(batch)
+        return outcomes, time.perf_counter() - begun
+
+    def _ask(self, batch: list[Waiting]) -> Outcome:
         try:
             raw, most = concatenate([waiting.raw for waiting in batch]), self._pace.batch_rows
             if raw.rows <= most:
-                outcome: Outcome = self._runtime.answer(raw)
-            else:
-                outcome = np.concatenate([self._runtime.answer(raw.part(at, at + most)) for at in range(0, raw.rows, most)])
+                return self._runtime.answer(raw)
+            return np.concatenate([self._runtime.answer(raw.part(at, at + most)) for at in range(0, raw.rows, most)])
         except Exception as error:  # goes to each of the requests; the next batch is not to blame
-            outcome = error
-        return outcome, time.perf_counter() - begun
+            return error
 
-    def _settle(self, batch: list[Waiting], outcome: Outcome, seconds: float) -> None:
-        self._count(batch, isinstance(outcome, Exception), seconds)
-        start = 0
-        for waiting in batch:
-            stop = start + waiting.rows
-            waiting.done(outcome if isinstance(outcome, Exception) else outcome[start:stop])
-            start = stop
+    def _settle(self, batch: list[Waiting], outcomes: list[Outcome], seconds: float) -> None:
+        failed = [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Exception)]
+        if failed:
+            self._count(failed, True, seconds)
+        if len(failed) < len(batch):
+            self._count([waiting for waiting in batch if waiting not in failed] if failed else batch, False, seconds)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            waiting.done(outcome)
 
     def _count(self, batch: list[Waiting], failed: bool, seconds: float) -> None:
         counts, now = self.statistics, asyncio.get_running_loop().time()

@@ -55,7 +55,7 @@ class Messages:
         asked = self._protocol.ask(request.id or None, dict.fromkeys((output.name for output in request.outputs), raw), raw)
         return asked, self._protocol.rows(_read(request))
 
-    def write(self, asked: Asked, answers: NDArray[np.float64]) -> bytes:
+    def write(self, asked: Asked, answers: NDArray[Any]) -> bytes:
         """As it was asked: with raw contents, or with typed ones."""
         response = RESPONSES["ModelInfer"](model_name=self._protocol.name, model_version=self._protocol.version, id=asked.id or "")
         for tensor in self._protocol.outputs(asked, answers):

@@ -11,13 +11,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from libs.errors import Invalid, near
+from libs.errors import AppError, Invalid, near
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.raw import Raw
 from libs.modelkit.runtime import Runtime
 from libs.modelkit.signature import Field
 from services.deployment.replica.batching import Statistics, Sum
 from services.deployment.replica.problems import dump
-from services.deployment.replica.tensors import BinaryReader, Tensor, bad, read_tensor, to_binary, to_json
+from services.deployment.replica.tensors import TYPES, BinaryReader, Tensor, bad, read_tensor, to_binary, to_json
 
 # One tensor [N, columns] instead of one for each column, where all columns are numbers and none has this name.
 ROWS = "rows"
@@ -41,11 +42,12 @@ class Asked:
 class Protocol:
     """Reads infer requests for `runtime` and writes their answers."""
 
-    def __init__(self, runtime: Runtime, name: str, version: str) -> None:
+    def __init__(self, runtime: Runtime | CodeRuntime, name: str, version: str) -> None:
         self.runtime, self.name, self.version = runtime, name, version
+        self._by_records = isinstance(runtime, CodeRuntime)
         self._fields = {field.name: field for field in runtime.signature.inputs}
         self._names = tuple(self._fields)
-        self._numeric = all(field.type in ("double", "integer") for field in self._fields.values())
+        self._numeric = not self._by_records and all(field.type in ("double", "integer") for field in self._fields.values())
         self._takes_rows = self._numeric and ROWS not in self._fields
         self._outputs = [self._describe_output(field) for field in runtime.signature.outputs]
         self._all = dict.fromkeys(output["name"] for output in self._outputs)
@@ -91,6 +93,7 @@ class Protocol:
 
     def read(self, body: bytes, json_length: int | None) -> tuple[Asked, Raw]:
         """What is asked, and its rows. `json_length`: where the binary extension's bytes begin, if it is used."""
+        self._require_tensors()
         if json_length is not None and not 0 < json_length <= len(body):
             raise bad("Inference-Header-Content-Length", f"it says {json_length}, and the body has {len(body)} bytes")
         request = parse(body[:json_length])
@@ -106,7 +109,7 @@ class Protocol:
         binary.finish()
         return asked, self.rows(tensors)
 
-    def write(self, asked: Asked, answers: NDArray[np.float64]) -> tuple[bytes, int | None]:
+    def write(self, asked: Asked, answers: NDArray[Any]) -> tuple[bytes, int | None]:
         """The answer's body, and the length of its JSON where bytes follow it."""
         outputs: list[dict[str, Any]] = []
         tail: list[bytes] = []
@@ -126,6 +129,7 @@ class Protocol:
 
     def rows(self, tensors: Sequence[Tensor]) -> Raw:
         """A model's inputs as rows; raises `Invalid` for one that is missing, unknown, there twice, or of another type or shape."""
+        self._require_tensors()
         by_name = {tensor.name: tensor for tensor in tensors}
         if len(by_name) < len(tensors):
             raise bad("inputs", "an input is there twice")
@@ -142,14 +146,20 @@ class Protocol:
             raise bad("inputs", f"inputs differ in their number of rows: {dict(list(counts.items())[:5])}")
         if not next(iter(counts.values()), 0):
             raise bad("inputs", "there are no rows")
-        if len(columns) == len(self._fields) and (fast := self._numbers(columns) or self._pixels(columns)) is not None:
+        if (
+            not self._by_records
+            and len(columns) == len(self._fields)
+            and (fast := self._numbers(columns) or self._pixels(columns)) is not None
+        ):
             return fast
         names = list(columns)
-        cells = zip(*(_values(column) for column in columns.values()), strict=True)
+        cells = zip(*(column.tolist() if self._by_records else _values(column) for column in columns.values()), strict=True)
         return self.runtime.read([dict(zip(names, row, strict=True)) for row in cells])
 
-    def outputs(self, asked: Asked, answers: NDArray[np.float64]) -> list[Tensor]:
+    def outputs(self, asked: Asked, answers: NDArray[Any]) -> list[Tensor]:
         """Those that are asked for, in the order asked for."""
+        if self._by_records:
+            return [self._gathered(name, answers) for name in asked.wanted]
         if not len(self._labels):
             return [Tensor("prediction", "FP64", answers)]
         found = []
@@ -160,12 +170,24 @@ class Protocol:
                 found.append(Tensor(name, "FP64", answers))
         return found
 
+    def _gathered(self, name: str, answers: NDArray[Any]) -> Tensor:
+        field = next(field for field in self.runtime.signature.outputs if field.name == name)
+        datatype = _DATATYPES[field.type]
+        values = np.array([answer[name] for answer in answers], TYPES.get(datatype, np.object_))
+        return Tensor(name, datatype, values.reshape(len(answers), *field.shape))
+
     def ask(self, id: str | None, wanted: Mapping[str, bool | None], binary: bool) -> Asked:
         """Raises `Invalid` for an output that there is none of."""
         for name in wanted:
             if name not in self._all:
                 raise bad("outputs", f"the model has no output {str(name)[:60]!r}; there are: {', '.join(self._all)}")
         return Asked(id, wanted or self._all, binary)
+
+    def _require_tensors(self) -> None:
+        outputs = self.runtime.signature.outputs
+        if self._by_records and (not self._fields or not outputs or any(field.optional for field in outputs)):
+            words = "this model does not say what tensors it takes and gives; send records to the endpoint's /predict"
+            raise AppError(words, code="unimplemented")
 
     def _plain(self, inputs: list[Any], content: memoryview | None) -> Raw | None:
         """The common case, every column or ROWS as numbers of one type, with no Python loop over cells; None where it is any other."""
@@ -245,7 +267,8 @@ class Protocol:
 
     def _describe_output(self, field: Field) -> dict[str, Any]:
         bytes_ = field.name == "prediction" and bool(self.runtime.labels)
-        described: dict[str, Any] = {"name": field.name, "datatype": "BYTES" if bytes_ else "FP64", "shape": [-1, *field.shape]}
+        datatype = _DATATYPES[field.type] if self._by_records else "BYTES" if bytes_ else "FP64"
+        described: dict[str, Any] = {"name": field.name, "datatype": datatype, "shape": [-1, *field.shape]}
         return {**described, "parameters": {"labels": list(field.categories)}} if field.categories else described
 
 
@@ -269,12 +292,14 @@ def _column(field: Field, tensor: Tensor) -> NDArray[Any]:
         if array.ndim not in (3, 4):
             raise bad(field.name, f"shape {list(array.shape)} is not [N, height, width] or [N, height, width, channels]")
         return array
-    if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):
+    if field.shape and array.shape[1:] != field.shape:
+        raise bad(field.name, f"shape {list(array.shape)} does not fit; it takes [N, {', '.join(map(str, field.shape))}]")
+    if not field.shape and (array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1)):
         raise bad(field.name, f"shape {list(array.shape)} does not fit; it takes [N] or [N, 1]")
     kinds = {"double": "iuf", "integer": "iuf", "boolean": "b", "string": "O"}[field.type]
     if array.dtype.kind not in kinds:
         raise bad(field.name, f"datatype {tensor.datatype} does not fit; it takes {_DATATYPES[field.type]}")
-    return array.reshape(-1)
+    return array if field.shape else array.reshape(-1)
 
 
 def _values(column: NDArray[Any]) -> list[Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from libs.errors import Invalid
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.runtime import Runtime
 from services.deployment.replica.generation import read_generation
 from services.deployment.replica.openai import EVENTS, Asked, read_chat, read_completion, read_embeddings
@@ -15,7 +16,7 @@ from services.deployment.replica.texts import Job, Stream, Texts
 class Writing:
     """Handlers of requests for texts and vectors."""
 
-    def __init__(self, runtime: Runtime, texts: Texts, name: str, version: str) -> None:
+    def __init__(self, runtime: Runtime | CodeRuntime, texts: Texts, name: str, version: str) -> None:
         self._runtime, self._texts, self._name, self._version = runtime, texts, name, version
 
     def chat(self, request: Request, answer: Answer) -> Job:

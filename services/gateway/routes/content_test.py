@@ -46,6 +46,22 @@ async def test_uploads_that_cannot_be(world: World) -> None:
     assert world.behind.data.requests == []
 
 
+async def test_a_model_that_a_member_brings(world: World) -> None:
+    headers = {"idempotency-key": "k"}
+    response = await world.client.put("/v1/models/mine/content", content=CSV, headers=headers)
+    assert (response.status_code, response.headers["location"]) == (201, "/v1/models/mine/versions/1")
+    assert response.json()["source"] == "uploaded"
+    request, key = world.behind.training.requests[-1]
+    assert (request.name, request.content.digest, key) == ("mine", digest_of(CSV), "k")
+    assert await world.models.stat(digest_of(CSV)) == len(CSV)
+    check_problem(await world.client.put("/v1/models/Mine!/content", content=CSV), 400, "invalid_request")
+    check_problem(await world.client.put("/v1/models/mine/content", content=b""), 422, "invalid_data")
+    check_problem(await world.client.put("/v1/models/mine/content", params={"x": 1}, content=CSV), 400, "invalid_request")
+    viewer = {"authorization": "Bearer viewer-key"}
+    check_problem(await world.client.put("/v1/models/mine/content", content=CSV, headers=viewer), 403, "forbidden")
+    assert len(world.behind.training.requests) == 1
+
+
 class TestBounds:
     @pytest.fixture
     def limits(self) -> Limits:

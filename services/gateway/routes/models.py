@@ -1,37 +1,65 @@
-"""Files of model versions."""
+"""Files of model versions, and versions that members bring."""
 
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lepton.training.v1 import training_service_pb2
-from libs.errors import NotFound
-from libs.rpc import Client
-from libs.rpc.json_codec import from_text, parse
+from lepton.common.v1 import options_pb2, resource_pb2
+from lepton.training.v1 import model_pb2, training_service_pb2
+from libs.errors import Invalid, NotFound
+from libs.rpc import Client, current_call, validate
+from libs.rpc.json_codec import dump, from_text, parse
 from libs.rpc.names import descriptor_of
 from libs.rpc.schema import Schemas
 from libs.storage import ArtifactStore
 from services.gateway import documents
+from services.gateway.auth import require_role
 from services.gateway.files import DIRECT, send_artifact
-from services.gateway.messages import query_values
+from services.gateway.messages import idempotency_key, json_response, query_values, read_chunks
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
+from services.gateway.settings import Limits
 
 _BINARY = "application/octet-stream"
+# Training takes no larger archive.
+MAX_ARCHIVE_BYTES = 1 << 30
+_REGISTER_SECONDS = 300
 
 
 class Models:
-    """Handler of the one route."""
+    """Handlers of the two routes."""
 
-    def __init__(self, training: Client, store: ArtifactStore, problems: Problems) -> None:
+    def __init__(self, training: Client, store: ArtifactStore, limits: Limits, problems: Problems) -> None:
         self._training = training
         self._store = store
+        self._limits = limits
         self._problems = problems
 
     def operations(self) -> list[Operation]:
-        """It."""
-        return [Operation("GET", "/v1/models/{name}/versions/{number}/files/{path:path}", self.download, _describe)]
+        """Both of them."""
+        return [
+            Operation("PUT", "/v1/models/{name}/content", self.upload, _describe_upload),
+            Operation("GET", "/v1/models/{name}/versions/{number}/files/{path:path}", self.download, _describe),
+        ]
+
+    async def upload(self, request: Request) -> Response:
+        """Bytes go into the store first, and become a version by their digest; those that do not are swept by training."""
+        require_role(current_call().identity, options_pb2.ROLE_EDITOR)
+        query_values(request, {})
+        fields = descriptor_of(training_service_pb2.RegisterModelVersionRequest).fields_by_name
+        message = training_service_pb2.RegisterModelVersionRequest(
+            name=from_text(fields["name"], [request.path_params["name"]]), content=resource_pb2.Artifact(digest="sha256:")
+        )
+        # Before a gigabyte is received for a name that cannot be.
+        validate(message)
+        key, limit = idempotency_key(request), min(self._limits.upload_bytes, MAX_ARCHIVE_BYTES)
+        stored = await self._store.put(read_chunks(request, limit, self._limits.body_seconds), limit=limit)
+        if not stored.size:
+            raise Invalid("the file is empty; send a ZIP with model.py as the body", code="invalid_data")
+        message.content.digest, message.content.size_bytes = stored.digest, stored.size
+        version = await self._training.RegisterModelVersion(message, timeout=_REGISTER_SECONDS, idempotency_key=key)
+        return json_response(dump(version), 201, {"location": f"/v1/models/{version.model}/versions/{version.number}"})
 
     async def download(self, request: Request) -> Response:
         """A file of the package, as ModelVersion.files lists it."""
@@ -45,6 +73,22 @@ class Models:
             raise NotFound.of("file", path[:200], files)
         file = files[path]
         return await send_artifact(request, self._store, file, path.rpartition("/")[2], file.media_type or _BINARY, self._problems)
+
+
+def _describe_upload(schemas: Schemas) -> dict[str, Any]:
+    fields = descriptor_of(training_service_pb2.RegisterModelVersionRequest).fields_by_name
+    version = schemas.received(descriptor_of(model_pb2.ModelVersion))
+    return documents.operation(
+        "models",
+        "UploadModel",
+        "Upload model",
+        description="Makes a version of a ZIP of at most 1 GiB and 95 files: model.py with a class `Model` that has "
+        "`load(self, folder)` and `predict(self, records)`, and what it reads; signature.json says what records and answers are, and "
+        "requirements.txt pins packages. The model is made when there is none. The code runs in the endpoint's sandbox alone.",
+        parameters=[documents.parameter("path", "name", schemas.field(fields["name"]))],
+        body={**documents.content(_BINARY, {"type": "string", "format": "binary"})},
+        answers={"201": documents.answer("The version.", "application/json", version)},
+    )
 
 
 def _describe(schemas: Schemas) -> dict[str, Any]:

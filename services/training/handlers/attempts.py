@@ -15,7 +15,8 @@ from services.training import repository, wire
 from services.training.domain.retry import Outcome, judge
 from services.training.domain.states import State
 from services.training.handlers.jobs import announce, count_attempt, say
-from services.training.tables import Checkpoint, Model, ModelVersion, StoredFile, TrainingJob
+from services.training.handlers.models import named_model
+from services.training.tables import Checkpoint, ModelVersion, StoredFile, TrainingJob
 
 KEPT_CHECKPOINTS = 2
 
@@ -200,7 +201,7 @@ async def register_model_version(
         job.end(State.CANCELLED, "cancelled", now)
     else:
         job.metrics = finite_metrics(result)
-        model = await _model(unit, job.workspace, job.output_model, now)
+        model = await named_model(unit, job.workspace, job.output_model, now)
         model.latest_version += 1
         message = wire.registered_version(job, model.latest_version, package, result, files, now)
         version = ModelVersion(
@@ -219,16 +220,6 @@ async def register_model_version(
     count_attempt(unit, job.state)
     await announce(unit, job)
     return job
-
-
-async def _model(unit: Unit, workspace: str, name: str, now: float) -> Model:
-    model = await repository.find_model(unit.session, workspace, name, lock=True)
-    if model is None:
-        return await unit.insert(Model(workspace=workspace, name=name, create_time=now))
-    if model.deleted:
-        # The name lives again; its numbers go on, because name@n has meant something else before.
-        model.deleted, model.create_time = False, now
-    return model
 
 
 def finite_metrics(result: Mapping[str, Any]) -> dict[str, float]:

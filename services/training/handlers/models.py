@@ -8,6 +8,7 @@ from libs.db import Database, Unit
 from libs.errors import Conflict, NotFound, Transient
 from libs.rpc import Client
 from services.training import repository, wire
+from services.training.tables import Model
 
 # Of a model that more endpoints serve, none but these are asked about.
 MOST_ASKED = 20
@@ -29,6 +30,17 @@ async def endpoints_gone(database: Database, deployment: Client, *, workspace: s
 
     asked = told[:MOST_ASKED]
     return {endpoint for endpoint, still in zip(asked, await asyncio.gather(*map(serves, asked)), strict=True) if not still}
+
+
+async def named_model(unit: Unit, workspace: str, name: str, now: float) -> Model:
+    """The model, locked; made where there is none."""
+    model = await repository.find_model(unit.session, workspace, name, lock=True)
+    if model is None:
+        return await unit.insert(Model(workspace=workspace, name=name, create_time=now))
+    if model.deleted:
+        # The name lives again; its numbers go on, because name@n has meant something else before.
+        model.deleted, model.create_time = False, now
+    return model
 
 
 async def delete_model(unit: Unit, *, workspace: str, name: str, gone: Collection[str] = ()) -> None:

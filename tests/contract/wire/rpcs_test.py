@@ -15,6 +15,7 @@ from tests.contract.wire.catalogue import METHODS, ROOT, SERVICES, generated, se
 # Their REST forms are not JSON: an upload's bytes, and server-sent events.
 BY_HAND = {
     "lepton.data.v1.DataService.IngestContent": ("PUT", "/v1/datasets/{name}/content"),
+    "lepton.training.v1.TrainingService.RegisterModelVersion": ("PUT", "/v1/models/{name}/content"),
     "lepton.training.v1.TrainingService.WatchTrainingJob": ("GET", "/v1/training-jobs/{id}/events"),
 }
 VERBS = {"Get": "GET", "List": "GET", "Preview": "GET", "Create": "POST", "Update": "PATCH", "Set": "PUT"}

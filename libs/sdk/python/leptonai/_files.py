@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+import json
 import os
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -16,6 +17,8 @@ from leptonai._tabular import frame_to_table, is_frame
 from leptonai._transport import CHUNK, Content
 
 PICTURES = (".png", ".jpg", ".jpeg")
+# What a platform takes of a model that is brought.
+MODEL_FILES, MODEL_BYTES = 95, 1 << 30
 _MAGIC = ((b"PAR1", "data.parquet"), (b"PK\x03\x04", "data.zip"), (b"{", "data.jsonl"))
 
 
@@ -67,10 +70,35 @@ def zip_of(folder: Path) -> Content:
         raise InvalidInput(f"{loose[0]} lies in no class folder", f"move it to {folder}/<class>/{loose[0].name}")
     if not files:
         raise InvalidInput(f"{folder} holds no pictures", "it takes PNG and JPEG files, in a folder a class")
+    return _packed({file.relative_to(folder).as_posix(): file for file in files})
+
+
+def model_zip(source: Any, signature: Mapping[str, Any] | None) -> Content:
+    """A folder with model.py, or an ONNX file, as a ZIP: the same files give the same bytes. What is hidden or cached is left out."""
+    folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
+    if folder is not None and folder.is_file() and folder.suffix == ".onnx" and signature is None:
+        return _packed({"model.onnx": folder})
+    if folder is None or not any((folder / name).is_file() for name in ("model.py", "model.onnx")):
+        raise InvalidInput(
+            f"{source} is no folder with a model.py", "it holds a class Model with load(self, folder) and predict(self, records)"
+        )
+    names = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    hidden = [name for name in names if any(part.startswith(".") or part == "__pycache__" for part in name.parts)]
+    files: dict[str, Path | bytes] = {name.as_posix(): file for name, file in names.items() if name not in hidden}
+    if signature is not None:
+        files["signature.json"] = json.dumps(signature).encode()
+    if len(files) > MODEL_FILES:
+        raise InvalidInput(f"{folder} holds {len(files)} files", f"at most {MODEL_FILES} are taken; leave out what the model does not read")
+    if sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values()) > MODEL_BYTES:
+        raise InvalidInput(f"the files of {folder} have more than {MODEL_BYTES >> 20} MiB together", "no larger model is taken")
+    return _packed(files)
+
+
+def _packed(files: Mapping[str, Path | bytes]) -> Content:
     with tempfile.TemporaryFile() as spool:
         with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:
-            for file in files:
-                archive.writestr(zipfile.ZipInfo(file.relative_to(folder).as_posix()), file.read_bytes())
+            for name, file in files.items():
+                archive.writestr(zipfile.ZipInfo(name), file if isinstance(file, bytes) else file.read_bytes())
         spool.flush()
         kept = os.dup(spool.fileno())
         content = Content(lambda: _from_start(kept), os.fstat(kept).st_size)

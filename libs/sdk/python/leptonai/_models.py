@@ -1,15 +1,16 @@
 """Models: names under which immutable, evaluated versions are kept."""
 
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from leptonai._errors import InvalidInput
-from leptonai._files import inside, saved
+from leptonai._files import inside, model_zip, saved
 from leptonai._refs import name_of, parse
-from leptonai._session import AsyncPages, AsyncSession, Call, Pages, Session, page_of, path
-from leptonai._transport import TransportFailure
+from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, Work, page_of, path
+from leptonai._transport import CHUNK, Content, TransportFailure
 from leptonai._types import Artifact, Model, ModelVersion
 
 
@@ -34,6 +35,15 @@ class Models:
     def versions(self, name: str) -> Pages[ModelVersion]:
         """All versions, newest first."""
         return Pages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
+
+    def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+        """Makes a version of your own code, a folder whose model.py has a class Model; or of an ONNX file, which says itself what it takes.
+
+        `load(self, folder)` is called once, `predict(self, records)` answers a list, one JSON value a record; with `batch = False` in the
+        class it gets one record at a time. signature: {"inputs": [{"name", "type", …}], "outputs": […]} has records and answers checked;
+        without it they are any JSON. A requirements.txt pins packages, which the platform must have. Raises InvalidData in words.
+        """
+        return self._session.flow(_push(name, folder, signature))
 
     def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """Writes a version's files (weights as safetensors, preprocessing as JSON, …) into a folder, digests checked; returns where."""
@@ -78,6 +88,10 @@ class AsyncModels:
         """As Models.versions."""
         return AsyncPages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
+    async def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+        """As Models.push."""
+        return await self._session.flow(_push(name, folder, signature))
+
     async def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """As Models.download."""
         version = await self.version(ref)
@@ -102,6 +116,16 @@ class AsyncModels:
 
 def _nothing(_: Any) -> None:
     return None
+
+
+def _push(name: str, folder: str | os.PathLike[str], signature: Mapping[str, Any] | None) -> Flow[ModelVersion]:
+    place = path("models", name_of(name), "content")
+    content: Content = yield Work(lambda: model_zip(folder, signature))
+    # What was sent makes no second version where only the answer got lost.
+    headers = {"idempotency-key": uuid.uuid4().hex, "content-type": "application/zip"}
+    seconds = max(330.0, 60 + content.size / CHUNK)
+    version: ModelVersion = yield Call("PUT", place, ModelVersion.from_json, content=content, headers=headers, timeout=seconds)
+    return version
 
 
 def _version(ref: Any) -> Call[ModelVersion]:

@@ -391,6 +391,7 @@ class ModelVersion(Record):
     create_time: datetime | None = None
     trace_id: str = ""
     workspace: str = ""
+    source: str = ""
 
     @property
     def ref(self) -> str:

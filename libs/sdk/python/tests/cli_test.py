@@ -53,6 +53,7 @@ def two(err: str) -> tuple[str, str]:
 def test_json_is_the_only_thing_on_stdout(lepton: Lepton, platform: FakePlatform, tmp_path: Path) -> None:
     data, job = tmp_path / "d.csv", tmp_path / "job.json"
     data.write_text("x,y\n1,2\n")
+    (tmp_path / "model.py").write_text("class Model: ...\n")
     job.write_text(json.dumps(JOB))
     for words, check in [
         (["dataset", "upload", "d", str(data)], lambda v: v["number"] == 1),
@@ -65,6 +66,7 @@ def test_json_is_the_only_thing_on_stdout(lepton: Lepton, platform: FakePlatform
         (["train", "list"], lambda v: len(v) == 1),
         (["train", "logs", "job-1"], lambda v: v[0]["stream"] == "stdout"),
         (["model", "show", "m"], lambda v: v["number"] == 1),
+        (["model", "push", "mine", str(tmp_path)], lambda v: v["source"] == "uploaded"),
         (["endpoint", "create", "e", "-m", "m@1"], lambda v: v["state"] == "ready"),
         (["endpoint", "predict", "e", "-r", '{"x": 1}'], lambda v: v == {"predictions": [1.0]}),
         (["endpoint", "delete", "e"], lambda v: v == {"deleted": "e"}),

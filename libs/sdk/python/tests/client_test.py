@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,25 @@ def test_upload_of_bytes_a_path_a_frame_and_a_folder(client: la.Client, platform
     import zipfile
 
     assert zipfile.ZipFile(io.BytesIO(first)).namelist() == ["cat/1.png", "dog/1.png"]
+
+
+def test_a_model_of_one_s_own_is_packed_without_litter(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("class Model: ...")
+    for litter in (".git/config", "__pycache__/model.pyc", "part/__pycache__/x.pyc"):
+        (tmp_path / litter).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / litter).write_bytes(b"x")
+    version = client.models.push("mine", tmp_path, signature={"inputs": [], "outputs": []})
+    assert (version.ref, version.source) == ("mine@1", "uploaded")
+    (sent,) = platform.asked("PUT", "/v1/models/mine/content")
+    with zipfile.ZipFile(io.BytesIO(sent["body"])) as archive:
+        assert archive.namelist() == ["model.py", "signature.json"]
+    assert sent["headers"]["idempotency-key"]
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    assert client.models.push("mine", tmp_path / "net.onnx").number == 2
+    with zipfile.ZipFile(io.BytesIO(platform.asked("PUT", "/v1/models/mine/content")[1]["body"])) as archive:
+        assert archive.namelist() == ["model.onnx"]
+    with pytest.raises(la.InvalidInput, match=r"model\.py"):
+        client.models.push("mine", tmp_path / "part")
 
 
 def test_what_cannot_be_uploaded_is_said_before_anything_is_sent(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:

@@ -199,6 +199,10 @@ class FakePlatform:
         return ok(job)
 
     def _models(self, method: str, rest: list[str], request: dict[str, Any]) -> Answer | None:
+        if rest[1:] == ["content"] and method == "PUT":
+            versions = self.models.setdefault(rest[0], [])
+            versions.append({"model": rest[0], "number": len(versions) + 1, "source": "uploaded"})
+            return 201, versions[-1], {}
         if not rest or rest[0] not in self.models:
             return ok({"models": [{"name": name} for name in self.models], "next_page_token": ""}) if not rest else None
         if method == "DELETE":

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from leptonai._cli._run import SHOWN, Json, Limit, client, done, show, show_list
+from leptonai._cli._run import SHOWN, Json, Limit, client, done, read_json, show, show_list
 
 app = typer.Typer()
 
@@ -38,6 +38,23 @@ def versions(name: Name, limit: Limit = SHOWN, json: Json = False) -> None:
     """
     columns = ("number", "task", "architecture", "metrics", "parameters", "dataset", "create_time")
     show_list(client().models.versions(name), columns, json, limit)
+
+
+@app.command()
+def push(
+    name: Name,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="With model.py and what its class Model reads; or an ONNX file.")],
+    signature: Annotated[
+        str, typer.Option(metavar="FILE", help="JSON with inputs and outputs; default: the folder's signature.json.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Make a version of your own code: a folder whose model.py has a class Model with load(self, folder) and predict(self, records).
+
+    Example: lepton model push mine mine/
+    """
+    version = client().models.push(name, folder, signature=read_json(signature, "the signature") if signature else None)
+    show(version, json, f"{version.ref} is registered: lepton endpoint create {version.model} --model {version.ref}")
 
 
 @app.command()

@@ -1,0 +1,129 @@
+"""A model whose owner wrote its code: a class `Model` that answers in the sandbox, never in this process. Its answers are checked here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libs.errors import AppError, Invalid, Violation
+from libs.modelkit.custom import REQUIREMENTS, requirements
+from libs.modelkit.raw import Raw
+from libs.modelkit.records import MAX_ERRORS, RecordReader
+from libs.modelkit.sandbox import Sandbox
+from libs.modelkit.signature import Field, Signature, read_signature
+
+_RECORD = "record"
+_TYPES: Mapping[str, tuple[type, ...]] = {"double": (int, float), "integer": (int,), "boolean": (bool,), "string": (str,)}
+
+
+class CodeRuntime:
+    """Answers by the class of one package. Safe to call from one thread at a time."""
+
+    engine = "python"
+    labels: Sequence[str] = ()
+    # What a class answers is whole: none writes texts piece by piece.
+    generate: None = None
+    embed: None = None
+
+    def __init__(self, signature: Signature | None, sandbox: Sandbox) -> None:
+        self.signature = signature or Signature((), ())
+        inputs = self.signature.inputs
+        self._nested = any(field.shape and field.type != "image" for field in inputs)
+        self._reader = RecordReader([field.as_json() for field in inputs]) if inputs and not self._nested else None
+        self._sandbox = sandbox
+
+    def read(self, records: Sequence[Any]) -> Raw:
+        """Checks records as far as a signature says what they are; raises `Invalid` ("invalid_record") that names each wrong field."""
+        if self._reader:
+            self._reader.read(records)
+        if self._nested:
+            _require_nested(self.signature.inputs, records)
+        try:
+            json.dumps(records, allow_nan=False)
+        except (RecursionError, ValueError) as error:
+            words = "a number is not finite" if isinstance(error, ValueError) else "they are nested too deeply"
+            raise Invalid.of([Violation("instances", words)], code="invalid_record") from error
+        return Raw(np.empty((len(records), 0)), {_RECORD: np.fromiter(records, object, len(records))})
+
+    def answer(self, raw: Raw) -> NDArray[np.object_]:
+        """What the class answers, one JSON value a record. Raises `AppError` in words where these are not what its signature says."""
+        given = self._sandbox.predict(raw.strings[_RECORD].tolist())
+        for answer in given:
+            if words := _wrong(self.signature.outputs, answer):
+                raise AppError(f"The model's code answered what its signature does not say: {words}", code="upstream_failed")
+        return np.fromiter(given, object, len(given))
+
+    def word(self, answers: NDArray[np.object_]) -> list[Any]:
+        """As they came."""
+        return answers.tolist()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._sandbox.stop()
+
+
+def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntime:
+    """Raises `AppError` with the code's own last words where its `load` fails, and `Invalid` for packages that are not here."""
+    signature = read_signature(data["signature"]) if data.get("signature") else None
+    if data.get("kind") == "onnx":
+        code: Path | None = Path(__file__).with_name("onnx_model.py")
+    else:
+        code = None
+        _require_installed(requirements(folder))
+    sandbox = Sandbox(folder, code=code, memory_bytes=memory_bytes)
+    sandbox.start()
+    return CodeRuntime(signature, sandbox)
+
+
+def _require_installed(wanted: Mapping[str, str]) -> None:
+    wrong = []
+    for name, version in wanted.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = ""
+        if found != version:
+            here = f"this platform has {name} {found}" if found else f"this platform does not have {name}, and installs nothing for a model"
+            wrong.append(Violation(REQUIREMENTS, f"{name}=={version} is not here: {here}"))
+    if wrong:
+        raise Invalid.of(wrong, code="invalid_data")
+
+
+def _require_nested(inputs: Sequence[Field], records: Sequence[Any]) -> None:
+    names = {field.name for field in inputs}
+    wrong = []
+    for at, record in enumerate(records):
+        surplus = record.keys() - names if isinstance(record, dict) else ()
+        words = f"the model takes no field '{min(surplus)[:60]}'" if surplus else _wrong(inputs, record)
+        if words:
+            wrong.append(Violation(f"instances[{at}]", words))
+    if wrong:
+        raise Invalid.of(wrong[:MAX_ERRORS], code="invalid_record")
+
+
+def _wrong(fields: Sequence[Field], record: Any) -> str:
+    """What of a record, or of an answer, is not as the fields say; empty where all is."""
+    if not fields:
+        return ""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__} where an object with {', '.join(field.name for field in fields[:20])} is due"
+    for field in fields:
+        value = record.get(field.name)
+        if value is None and field.optional:
+            continue
+        if not _fits(field, value, field.shape):
+            shape = f" of the shape {list(field.shape)}" if field.shape else ""
+            return f"'{field.name}' is no {field.type}{shape}"
+    return ""
+
+
+def _fits(field: Field, value: Any, shape: tuple[int, ...]) -> bool:
+    if field.type == "image":
+        return isinstance(value, str | list)
+    if shape:
+        return isinstance(value, list) and len(value) == shape[0] and all(_fits(field, item, shape[1:]) for item in value)
+    return isinstance(value, _TYPES[field.type]) and (field.type == "boolean" or not isinstance(value, bool))

@@ -1,0 +1,55 @@
+"""What the owner of a model wrote, as files: model.py, what it takes and gives, and the packages that it needs. Runs none of it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from libs.errors import Invalid, Violation
+from libs.modelkit.onnx_file import read_onnx
+from libs.modelkit.signature import read_signature
+
+FORMAT = 2
+CODE, ONNX, SIGNATURE, REQUIREMENTS = "model.py", "model.onnx", "signature.json", "requirements.txt"
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_REQUIREMENTS = 200
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The model.json of a folder that holds model.py, or else model.onnx. Raises `Invalid` where what it says cannot be used."""
+    if not (folder / CODE).is_file():
+        if (folder / ONNX).is_file():
+            return {"format": FORMAT, "kind": "onnx", "signature": read_onnx(folder / ONNX).as_json()}
+        words = f"there is neither {CODE}, with a class Model that has load(self, folder) and predict(self, records), nor {ONNX}"
+        raise Invalid(words, code="invalid_data")
+    requirements(folder)
+    signature = None
+    if (folder / SIGNATURE).is_file():
+        try:
+            signature = read_signature(json.loads(_text(folder / SIGNATURE)))
+        except (ValueError, RecursionError) as error:
+            raise Invalid(f"{SIGNATURE} is no JSON: {error}", code="invalid_data") from error
+    return {"format": FORMAT, "kind": "code", "signature": signature.as_json() if signature else None}
+
+
+def requirements(folder: Path) -> dict[str, str]:
+    """Version by package, as requirements.txt pins them; raises `Invalid` for every line that pins none."""
+    path = folder / REQUIREMENTS
+    lines = [line.partition("#")[0].strip() for line in _text(path).splitlines()] if path.is_file() else []
+    pinned = {line: _PINNED.fullmatch(line) for line in lines if line}
+    if len(pinned) > _MAX_REQUIREMENTS:
+        raise Invalid(f"{REQUIREMENTS} names {len(pinned)} packages; at most {_MAX_REQUIREMENTS} are taken", code="invalid_data")
+    wrong = [Violation(REQUIREMENTS, f"'{line[:100]}' pins no version; write name==1.2.3") for line, match in pinned.items() if not match]
+    if wrong:
+        raise Invalid.of(wrong[:20], code="invalid_data")
+    return {match[1]: match[2] for match in pinned.values() if match}
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise Invalid(f"{path.name} is larger than {_MAX_TEXT_BYTES >> 20} MiB", code="too_large")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{path.name} is no text in UTF-8", code="invalid_data") from error

@@ -1,0 +1,121 @@
+"""A package of somebody's own code: what it may say of itself, and what it must answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from libs.errors import AppError, Invalid
+from libs.modelkit import custom, guest
+from libs.modelkit.package import MODEL
+from libs.modelkit.runtime import load_any
+
+SIGNATURE = {
+    "inputs": [{"name": "x", "type": "double"}],
+    "outputs": [{"name": "y", "type": "double"}, {"name": "near", "type": "string", "shape": [2]}],
+}
+
+
+def written(folder: Path, answer: str, signature: Any = None, pinned: str = "") -> Path:
+    folder.mkdir()
+    (folder / "model.py").write_text(f"class Model:\n    def predict(self, records):\n        return [{answer} for r in records]\n")
+    if signature:
+        (folder / "signature.json").write_text(json.dumps(signature))
+    if pinned:
+        (folder / "requirements.txt").write_text(pinned)
+    (folder / MODEL).write_text(json.dumps(custom.describe(folder)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("{'y': r['x'] * 2, 'near': ['a', 'b']}", ""),
+        ("r['x']", "an object with y, near"),
+        ("{'y': 'much', 'near': ['a', 'b']}", "'y' is no double"),
+        ("{'y': True, 'near': ['a', 'b']}", "'y' is no double"),
+        ("{'y': 1, 'near': ['a']}", "of the shape [2]"),
+        ("{'y': 1}", "'near' is no string"),
+    ],
+)
+def test_answers_are_what_the_signature_says(tmp_path: Path, answer: str, words: str) -> None:
+    folder = written(tmp_path / "m", answer, SIGNATURE, f"numpy=={np.__version__}")
+    if guest.lacking():
+        with pytest.raises(AppError, match="Landlock"):
+            load_any(folder)
+        return
+    runtime = load_any(folder)
+    try:
+        with pytest.raises(Invalid):
+            runtime.read([{"x": "text"}])
+        raw = runtime.read([{"x": 1.5}, {"x": 2}])
+        if not words:
+            assert runtime.word(runtime.answer(raw)) == [{"y": 3.0, "near": ["a", "b"]}, {"y": 4, "near": ["a", "b"]}]
+            return
+        with pytest.raises(AppError) as raised:
+            runtime.answer(raw)
+        assert words in raised.value.detail
+    finally:
+        runtime.close()
+
+
+def test_records_without_a_signature_are_any_json(tmp_path: Path) -> None:
+    folder = written(tmp_path / "m", "r")
+    if guest.lacking():
+        with pytest.raises(AppError, match="Landlock"):
+            load_any(folder)
+        return
+    runtime = load_any(folder)
+    try:
+        for records in ([{"a": [1, None]}, "text", [1, [2]], 7], [[1, 2], [3, 4]]):
+            assert runtime.word(runtime.answer(runtime.read(records))) == records
+        nested: Any = []
+        for _ in range(2000):
+            nested = [nested]
+        with pytest.raises(Invalid):
+            runtime.read([nested])
+    finally:
+        runtime.close()
+
+
+def test_packages_that_are_not_here_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as raised:
+        load_any(written(tmp_path / "m", "r", pinned="# ours\nnumpy==0.0.1\nno-such-package==2.0  # theirs\n"))
+    assert [v.message[:40] for v in raised.value.errors] == [
+        "numpy==0.0.1 is not here: this platform ",
+        "no-such-package==2.0 is not here: this p",
+    ]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        [],
+        {"inputs": {}},
+        {"inputs": [{"name": "x"}]},
+        {"inputs": [{"name": "x", "type": "tensor"}]},
+        {"inputs": [{"name": "x", "type": "double"}] * 2},
+        {"inputs": [{"name": "x", "type": "image"}]},
+        {"inputs": [{"name": "x", "type": "double", "shape": [0]}]},
+        {"outputs": [{"name": "x", "type": "double", "shape": [1 << 15, 1 << 15]}]},
+        {"outputs": [{"name": "x", "type": "image", "shape": [8, 8, 3]}]},
+    ],
+)
+def test_signatures_that_cannot_be(tmp_path: Path, signature: Any) -> None:
+    with pytest.raises(Invalid):
+        written(tmp_path / "m", "r", signature or [None])
+
+
+@pytest.mark.parametrize(
+    "line", ["numpy", "numpy>=1", "-r other.txt", "https://somewhere/x.whl", "numpy==1.* ; os_name", "numpy @ file:///x"]
+)
+def test_requirements_pin_versions(tmp_path: Path, line: str) -> None:
+    with pytest.raises(Invalid):
+        written(tmp_path / "m", "r", pinned=line)
+
+
+def test_a_folder_without_code(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"neither model\.py"):
+        custom.describe(tmp_path)

@@ -1,0 +1,120 @@
+"""A model of one's own code: pushed, deployed, asked; and code that means harm ends in words while its endpoint lives."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+import leptonai as la
+from libs.modelkit import guest
+from tests.platform import Platform, lepton
+
+CODE = """
+import json, os, socket
+
+class Model:
+    def load(self, folder):
+        self.weights = json.load(open(folder + "/weights.json"))
+
+    def predict(self, records):
+        return [{"y": self.harm(record["ask"]) + self.weights["slope"] * record["x"]} for record in records]
+
+    def harm(self, ask):
+        if ask == "environment":
+            return len(open(f"/proc/{os.getppid()}/environ").read())
+        if ask == "network":
+            return len(socket.create_connection(("127.0.0.1", 1)).recv(1))
+        if ask == "kill":
+            return os.kill(os.getppid(), 9)
+        if ask == "fork":
+            return os.fork()
+        if ask == "memory":
+            return len(bytearray(1 << 40))
+        if ask == "end":
+            os._exit(1)
+        if ask == "nothing":
+            return float("nan")
+        return len(open(ask).read()) if ask else 0
+"""
+SIGNATURE = {
+    "inputs": [{"name": "x", "type": "double"}, {"name": "ask", "type": "string"}],
+    "outputs": [{"name": "y", "type": "double"}],
+}
+HARM = ("environment", "network", "kill", "fork", "memory", "end", "nothing")
+
+
+def written(folder: Path, weights: str) -> Path:
+    folder.mkdir()
+    (folder / "model.py").write_text(CODE)
+    (folder / "weights.json").write_text(weights)
+    (folder / "signature.json").write_text(json.dumps(SIGNATURE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(embedded_platform: Platform) -> Iterator[la.Client]:
+    with embedded_platform.client() as client:
+        yield client
+
+
+def test_code_of_one_s_own_answers(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:
+    done = lepton("model", "push", "sloped", str(written(tmp_path / "m", '{"slope": 3}')), "--json", env=embedded_platform.env)
+    assert done.returncode == 0, done.stderr
+    version = json.loads(done.stdout)
+    assert (version["number"], version["source"], version["signature"]["inputs"][0]["name"]) == (1, "uploaded", "x")
+    client.endpoints.create("sloped", "sloped@1")
+    if guest.lacking():
+        with pytest.raises(la.LeptonError, match="Landlock"):
+            client.endpoints.wait_ready("sloped", 120)
+        return
+    client.endpoints.wait_ready("sloped", 120)
+    assert client.endpoints.predict("sloped", [{"x": 2, "ask": ""}, {"x": 4, "ask": ""}]) == [{"y": 6}, {"y": 12}]
+    secret = next(path for path in embedded_platform.home.rglob("*") if path.is_file() and path.stat().st_size)
+    for ask in (*HARM, str(secret)):
+        with pytest.raises(la.APIError) as raised:
+            client.endpoints.predict("sloped", [{"x": 1, "ask": ask}])
+        assert raised.value.status == 502, ask
+        assert client.endpoints.predict("sloped", [{"x": 1, "ask": ""}]) == [{"y": 3}]
+    with pytest.raises(la.APIError) as raised:
+        client.endpoints.predict("sloped", [{"x": "much", "ask": ""}])
+    assert raised.value.status in (400, 422)
+    client.endpoints.delete("sloped")
+
+
+def test_code_that_cannot_be_loaded_says_why_in_its_endpoint(client: la.Client, tmp_path: Path) -> None:
+    client.models.push("broken", written(tmp_path / "m", '{"slope": '))
+    client.endpoints.create("broken", "broken@1")
+    with pytest.raises(la.LeptonError, match="Landlock" if guest.lacking() else "JSONDecodeError"):
+        client.endpoints.wait_ready("broken", 120)
+    client.endpoints.delete("broken")
+
+
+def test_what_cannot_be_served_is_refused_when_it_is_pushed(client: la.Client, tmp_path: Path) -> None:
+    folder = written(tmp_path / "m", "{}")
+    (folder / "requirements.txt").write_text("torch\n")
+    with pytest.raises(la.APIError, match="pins no version"):
+        client.models.push("unpinned", folder)
+    assert "unpinned" not in [model.name for model in client.models.list()]
+
+
+def test_an_onnx_file_answers_records_and_tensors(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", sides[:1], sides[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "relu.onnx").write_bytes(model.SerializeToString())
+    client.models.push("relu", tmp_path / "relu.onnx")
+    client.endpoints.create("relu", "relu@1")
+    if guest.lacking():
+        with pytest.raises(la.LeptonError, match="Landlock"):
+            client.endpoints.wait_ready("relu", 120)
+        return
+    client.endpoints.wait_ready("relu", 120)
+    assert client.endpoints.predict("relu", [{"x": [1, -2, 3]}]) == [{"y": [1, 0, 3]}]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [1, -1, 2, -2, 3, -3]}
+    with embedded_platform.http() as http:
+        answer = http.post("/v2/models/relu/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [1, 0, 2, 0, 3, 0]
+    client.endpoints.delete("relu")
