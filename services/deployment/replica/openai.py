@@ -33,6 +33,12 @@ _ROLES = ("system", "developer", "user", "assistant")
 # Asked for by many clients with the value that means nothing; with another one it would be ignored without a word.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
+    "top_p": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "seed": (),
+    "top_logprobs": (0,),
     "best_of": (1,),
     "echo": (False,),
     "logprobs": (False, 0),

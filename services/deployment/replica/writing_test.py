@@ -137,6 +137,8 @@ async def test_a_model_that_does_not_write_says_so(runtime):
         (b"chat", CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         (b"chat", CHAT | {"max_tokens": 1e9}, "max_tokens"),
         (b"chat", CHAT | {"n": 2}, "n"),
+        (b"chat", CHAT | {"top_p": 0.5, "presence_penalty": 0}, "top_p"),
+        (b"completions", {"prompt": "x", "seed": 1}, "seed"),
         (b"chat", CHAT | {"stop": [""]}, "stop"),
         (b"chat", CHAT | {"stream": "yes"}, "stream"),
         (b"chat", CHAT | {"stream_options": [1]}, "stream_options"),
