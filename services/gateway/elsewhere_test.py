@@ -21,9 +21,10 @@ def test_traces_are_read_where_the_settings_say(settings: dict[str, str], kind: 
     assert isinstance(trace_store(GatewaySettings(**settings)), kind)
 
 
-async def test_a_collector_is_not_read() -> None:
-    with pytest.raises(AppError, match="LEPTON_GATEWAY_TRACES_URL names a Jaeger") as refused:
-        await trace_store(GatewaySettings(telemetry_url="otlp+http://collector:4318")).spans("a" * 32)
+@pytest.mark.parametrize(("url", "why"), [("otlp+http://collector:4318", "kept by the collector"), ("none:", "keeps no traces")])
+async def test_where_no_trace_can_be_read_it_is_said_how_one_could(url: str, why: str) -> None:
+    with pytest.raises(AppError, match=f"{why}.* LEPTON_GATEWAY_TRACES_URL names a Jaeger") as refused:
+        await trace_store(GatewaySettings(telemetry_url=url)).spans("a" * 32)
     assert refused.value.entry.http == 501
 
 

@@ -133,8 +133,14 @@ class Gateway(_Listening):
 
 def trace_store(settings: GatewaySettings) -> TraceStore:
     """What the route of traces reads. Raises ValueError where a URL names nothing that can be read."""
-    if settings.telemetry_url.startswith("otlp+") and not settings.traces_url:
-        return Elsewhere()
+    if not settings.traces_url:
+        how = "LEPTON_GATEWAY_TRACES_URL names a Jaeger that has them"
+        if settings.telemetry_url == "none:":
+            return Elsewhere(
+                f"this platform keeps no traces; for them to be shown, LEPTON_PLATFORM_TELEMETRY_URL names a collector and {how}"
+            )
+        if settings.telemetry_url.startswith("otlp+"):
+            return Elsewhere(f"traces are kept by the collector; for them to be shown here, {how}")
     return open_trace_store(settings.traces_url or settings.telemetry_url)
 
 

@@ -146,6 +146,7 @@ def test_the_demonstration_runs_against_it(prod: Prod) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + prod.log()
     assert done.stdout.count("✓") == 2
+    assert "keeps no traces" in done.stdout
 
 
 def test_gateways_are_added_under_load_and_stay_when_it_is_applied_again(prod: Prod) -> None:

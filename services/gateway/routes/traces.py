@@ -44,12 +44,14 @@ class Traces:
 
 
 class Elsewhere:
-    """Stands where no trace store can be read."""
+    """Stands where no trace store can be read; `why` says how one could."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
 
     async def spans(self, trace_id: str) -> list[Span]:
         """Raises AppError, always."""
-        words = "traces are kept by the collector; for them to be shown here, LEPTON_GATEWAY_TRACES_URL names a Jaeger that has them"
-        raise AppError(words, code="unimplemented")
+        raise AppError(self._why, code="unimplemented")
 
 
 def _owned(spans: Sequence[Span], workspace: str) -> list[Span]:

@@ -108,7 +108,14 @@ def _show_trace(console: Console, client: la.Client, trace_id: str) -> None:
     """Of the last training job, once its last spans have been written."""
     time.sleep(1.0)
     console.print()
-    trace_command._draw(client.traces.get(trace_id))
+    try:
+        trace = client.traces.get(trace_id)
+    except la.APIError as error:
+        if error.code != "unimplemented":
+            raise
+        console.print(error.detail, style="dim", highlight=False)
+        return
+    trace_command._draw(trace)
 
 
 def _show_verdict(console: Console, accuracies: dict[str, float], seconds: float) -> bool:
