@@ -25,6 +25,7 @@ class Played(Sandbox):
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.offers = frozenset({"predict"})
 
     def predict(self, records: list[Any]) -> list[Any]:
         self.sizes.append(len(records))
