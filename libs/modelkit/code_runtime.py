@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +16,12 @@ from libs.modelkit.raw import Raw
 from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature, read_signature
+from libs.modelkit.writing import Embed, Generate
 
 _RECORD = "record"
 _LONGEST_TEXT = 4 << 20
 _NUMBER = Field("number", "double")
 _TYPES: Mapping[str, tuple[type, ...]] = {"double": (int, float), "integer": (int,), "boolean": (bool,), "string": (str,)}
-
-
-class Generate(Protocol):
-    """Pieces of the text that follows a prompt."""
-
-    def __call__(self, prompt: str, *, max_tokens: int, temperature: float, stop: Sequence[str]) -> Iterator[str]: ...
-
-
-Embed = Callable[[Sequence[str]], list[list[float]]]
 
 
 class CodeRuntime:
@@ -77,14 +70,11 @@ class CodeRuntime:
         """As they came."""
         return answers.tolist()
 
-    def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: Sequence[str]) -> Iterator[str]:
-        """Pieces of text. Raises `AppError` ("upstream_failed") where they are anything else, or too much."""
-        options = {"max_tokens": max_tokens, "temperature": temperature, "stop": list(stop)}
-        return self._texts(self._sandbox.stream("generate", prompt, **options))
-
-    def _texts(self, pieces: Iterator[Any]) -> Iterator[str]:
+    def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]:
+        """At most so many pieces of text. Raises `AppError` ("upstream_failed") where they are anything else, or too long together."""
+        pieces = self._sandbox.stream("generate", prompt, max_tokens=max_tokens, temperature=temperature, stop=stop)
         left = _LONGEST_TEXT
-        for piece in pieces:
+        for piece in islice(pieces, max_tokens):
             if not isinstance(piece, str):
                 raise AppError(f"The model's code yielded a {type(piece).__name__}, and no text", code="upstream_failed")
             left -= len(piece)
@@ -92,9 +82,9 @@ class CodeRuntime:
                 raise AppError(f"The model's code yielded more than {_LONGEST_TEXT} characters", code="upstream_failed")
             yield piece
 
-    def _embed(self, texts: Sequence[str]) -> list[list[float]]:
+    def _embed(self, texts: list[str]) -> list[list[float]]:
         """A list of as many numbers for each text. Raises `AppError` ("upstream_failed") where it is anything else."""
-        found = self._sandbox.call("embed", list(texts))
+        found = self._sandbox.call("embed", texts)
         shape = (len(found[0]),) if found and isinstance(found[0], list) else (0,)
         if not all(_fits(_NUMBER, each, shape) for each in found):
             raise AppError("The model's code must embed each text as a list of numbers, all of one length", code="upstream_failed")
