@@ -29,9 +29,6 @@ class CodeRuntime:
 
     engine = "python"
     labels: Sequence[str] = ()
-    # What a class answers is whole: none writes texts piece by piece.
-    generate: None = None
-    embed: None = None
 
     def __init__(self, signature: Signature | None, sandbox: Sandbox) -> None:
         self.signature = signature or Signature((), ())
