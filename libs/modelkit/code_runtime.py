@@ -1,8 +1,9 @@
 """A model whose owner wrote its code: a class `Model` that answers in the sandbox, never in this process. Its answers are checked here."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from libs.modelkit.raw import Raw
 from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature, read_signature
+from libs.modelkit.writing import Embed, Generate
 
 _RECORD = "record"
+_LONGEST_TEXT = 4 << 20
+_NUMBER = Field("number", "double")
 _TYPES: Mapping[str, tuple[type, ...]] = {"double": (int, float), "integer": (int,), "boolean": (bool,), "string": (str,)}
 
 
@@ -25,9 +29,6 @@ class CodeRuntime:
 
     engine = "python"
     labels: Sequence[str] = ()
-    # What a class answers is whole: none writes texts piece by piece.
-    generate: None = None
-    embed: None = None
 
     def __init__(self, signature: Signature | None, sandbox: Sandbox) -> None:
         self.signature = signature or Signature((), ())
@@ -35,6 +36,11 @@ class CodeRuntime:
         self._nested = any(field.shape and field.type != "image" for field in inputs)
         self._reader = RecordReader([field.as_json() for field in inputs]) if inputs and not self._nested else None
         self._sandbox = sandbox
+        # What the class has beside `predict`; None where it has it not. Each may be called from any thread.
+        offers = sandbox.offers
+        self.generate: Generate | None = self._generate if "generate" in offers else None
+        self.embed: Embed | None = self._embed if "embed" in offers else None
+        self.stream: Callable[[Any], Iterator[Any]] | None = self._stream if "stream" in offers else None
 
     def read(self, records: Sequence[Any]) -> Raw:
         """Checks records as far as a signature says what they are; raises `Invalid` ("invalid_record") that names each wrong field."""
@@ -60,6 +66,30 @@ class CodeRuntime:
     def word(self, answers: NDArray[np.object_]) -> list[Any]:
         """As they came."""
         return answers.tolist()
+
+    def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]:
+        """At most so many pieces of text. Raises `AppError` ("upstream_failed") where they are anything else, or too long together."""
+        pieces = self._sandbox.stream("generate", prompt, max_tokens=max_tokens, temperature=temperature, stop=stop)
+        left = _LONGEST_TEXT
+        for piece in islice(pieces, max_tokens):
+            if not isinstance(piece, str):
+                raise AppError(f"The model's code yielded a {type(piece).__name__}, and no text", code="upstream_failed")
+            left -= len(piece)
+            if left < 0:
+                raise AppError(f"The model's code yielded more than {_LONGEST_TEXT} characters", code="upstream_failed")
+            yield piece
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        """A list of as many numbers for each text. Raises `AppError` ("upstream_failed") where it is anything else."""
+        found = self._sandbox.call("embed", texts)
+        shape = (len(found[0]),) if found and isinstance(found[0], list) else (0,)
+        if not all(_fits(_NUMBER, each, shape) for each in found):
+            raise AppError("The model's code must embed each text as a list of numbers, all of one length", code="upstream_failed")
+        return [[float(number) for number in each] for each in found]
+
+    def _stream(self, record: Any) -> Iterator[Any]:
+        """Texts, or pieces of JSON, that answer one record."""
+        return self._sandbox.stream("stream", record)
 
     def close(self) -> None:
         """Ends the process."""

@@ -1,6 +1,7 @@
 """A package of somebody's own code: what it may say of itself, and what it must answer."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from libs.errors import AppError, Invalid
 from libs.modelkit import custom, guest
+from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.package import MODEL
 from libs.modelkit.runtime import load_any
+from libs.modelkit.sandbox import MOST_STREAMS, Sandbox
 
 SIGNATURE = {
     "inputs": [{"name": "x", "type": "double"}],
@@ -119,3 +122,89 @@ def test_requirements_pin_versions(tmp_path: Path, line: str) -> None:
 def test_a_folder_without_code(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"neither model\.py"):
         custom.describe(tmp_path)
+
+
+WRITER = """
+import time
+class Model:
+    closed = 0
+    def predict(self, records):
+        return [self.closed for _ in records]
+    def generate(self, prompt, *, max_tokens, temperature, stop):
+        try:
+            for number in range(max_tokens):
+                if prompt == "hang":
+                    time.sleep(60)
+                yield number if prompt == "numbers" else "x" * (1 << 20) if prompt == "much" else f"{prompt}{number}{stop[0]}{temperature}"
+        finally:
+            self.closed += 1
+    def embed(self, texts):
+        return {"uneven": [[1.0], [1.0, 2.0]], "words": [["a"], ["b"]], "one": [[1.0]]}.get(texts[0], [[len(t), 0.5] for t in texts])
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CodeRuntime | None]:
+    """None where the kernel cannot fence it off, and that was said."""
+    (tmp_path / "model.py").write_text(WRITER)
+    if guest.lacking():
+        with pytest.raises(AppError, match="Landlock"):
+            Sandbox(tmp_path).start()
+        yield None
+        return
+    with Sandbox(tmp_path, answer_seconds=2.0) as sandbox:
+        yield CodeRuntime(None, sandbox)
+
+
+def written_by(writer: CodeRuntime, prompt: str, tokens: int = 3) -> Iterator[str]:
+    assert writer.generate and writer.embed and writer.stream is None
+    return writer.generate(prompt, max_tokens=tokens, temperature=0.5, stop=["."])
+
+
+def test_texts_come_piece_by_piece_beside_answers(writer: CodeRuntime | None) -> None:
+    if writer is None:
+        return
+    first, second = written_by(writer, "a"), written_by(writer, "b")
+    assert [next(first), next(second), next(first)] == ["a0.0.5", "b0.0.5", "a1.0.5"]
+    assert writer.word(writer.answer(writer.read([1]))) == [0]
+    first.close()  # type: ignore[attr-defined]
+    assert list(second) == ["b1.0.5", "b2.0.5"]
+    assert writer.word(writer.answer(writer.read([1]))) == [2]
+
+
+@pytest.mark.parametrize(("prompt", "words"), [("numbers", "yielded a int"), ("much", "more than 4194304"), ("hang", "did not answer")])
+def test_texts_that_mean_harm_end_in_words(writer: CodeRuntime | None, prompt: str, words: str) -> None:
+    if writer is None:
+        return
+    with pytest.raises(AppError, match=words):
+        list(written_by(writer, prompt, 10))
+    assert list(written_by(writer, "a", 1)) == ["a0.0.5"]
+
+
+def test_a_stream_ends_with_the_process_that_wrote_it(writer: CodeRuntime | None) -> None:
+    if writer is None:
+        return
+    begun = written_by(writer, "a")
+    next(begun)
+    writer.close()
+    with pytest.raises(AppError, match="started anew"):
+        next(begun)
+    opened = [written_by(writer, "a") for _ in range(MOST_STREAMS)]
+    assert next(opened[0])
+    for each in opened:
+        next(each)
+    with pytest.raises(AppError, match="try again"):
+        next(written_by(writer, "a"))
+    for each in opened:
+        each.close()  # type: ignore[attr-defined]
+    assert len(list(written_by(writer, "a"))) == 3
+
+
+def test_texts_are_embedded(writer: CodeRuntime | None) -> None:
+    if writer is None:
+        return
+    assert writer.embed and writer.embed(["ab", "c"]) == [[2.0, 0.5], [1.0, 0.5]]
+    for texts in (["uneven", "x"], ["words", "x"], ["one", "x"]):
+        with pytest.raises(AppError) as raised:
+            writer.embed(texts)
+        assert raised.value.code == "upstream_failed"

@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import Any
 
+OFFERS = ("predict", "stream", "generate", "embed")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _HEAD = struct.Struct(">I")
 _READ, _ALL_FILE = 0b1101, 0b1000000000000111
@@ -125,6 +126,33 @@ def answer(model: Any, records: list[Any]) -> list[Any]:
     return answers
 
 
+class Answers:
+    """What is asked of one model, by the form of the message: a list are records; an object opens, asks or closes a stream, or calls."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._streams: dict[int, Any] = {}
+
+    def to(self, asked: Any) -> dict[str, Any]:
+        if isinstance(asked, list):
+            return {"answers": answer(self._model, asked)}
+        if "call" in asked:
+            return {"answers": getattr(self._model, asked["call"])(*asked["given"])}
+        if "open" in asked:
+            self._streams[asked["id"]] = iter(getattr(self._model, asked["open"])(*asked["given"], **asked["options"]))
+            return {}
+        if "close" in asked:
+            stream = self._streams.pop(asked["close"], None)
+            if hasattr(stream, "close"):
+                stream.close()
+            return {}
+        try:
+            return {"piece": next(self._streams[asked["next"]])}
+        except StopIteration:
+            del self._streams[asked["next"]]
+            return {"ended": True}
+
+
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     order = receive(channel)
@@ -138,14 +166,16 @@ def main() -> None:
         # Not before: fences hold for the thread that makes them and for those it starts.
         threading.Thread(target=end_with_the_other_side, args=(channel,), daemon=True).start()
         model = load(order["folder"], order["code"], order["name"])
-        send(channel, {"loaded": True}, order["largest"])
+        offers = [name for name in OFFERS if callable(getattr(model, name, None))]
+        send(channel, {"loaded": True, "offers": offers}, order["largest"])
     except Exception as error:
         send(channel, {"error": f"{type(error).__name__}: {error}"[:1000]}, order["largest"])
         raise
+    answers = Answers(model)
     while True:
-        records = receive(channel)
+        asked = receive(channel)
         try:
-            send(channel, {"answers": answer(model, records)}, order["largest"])
+            send(channel, answers.to(asked), order["largest"])
         except Exception as error:
             send(channel, {"error": f"{type(error).__name__}: {error}"[:1000]}, order["largest"])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +13,11 @@ from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.package import Package
 from libs.modelkit.raw import Raw
 from libs.modelkit.signature import Signature
-from libs.modelkit.writing import write
+from libs.modelkit.writing import Embed, Generate, write
 
 Model = Callable[[NDArray[Any]], NDArray[np.floating]]
 # Attention takes memory for each row.
 _EMBEDDED_AT_ONCE = 64
-
-
-class Generate(Protocol):
-    """Goes on with a text, a token a piece, until one of `stop` comes (it is left out) or `max_tokens` are there."""
-
-    def __call__(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]: ...
-
-
-# A vector a text, all of one length.
-Embed = Callable[[list[str]], list[list[float]]]
 
 
 class Runtime:

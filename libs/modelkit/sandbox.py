@@ -8,14 +8,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from libs.errors import AppError
+from libs.errors import AppError, Transient
 
 _HEAD = struct.Struct(">I")
 _TAIL = 4096
+MOST_STREAMS = 64
 # Interpreter, libraries and what these look at; of /proc and /etc nothing that speaks of other processes.
 _READABLE = [
     sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/proc/cpuinfo",
@@ -24,7 +27,7 @@ _READABLE = [
 
 
 class Sandbox:
-    """Answers by `name` of the folder's model.py, or of `code`. Safe to call from one thread at a time.
+    """Answers by `name` of the folder's model.py, or of `code`. Safe to call from several threads: they take turns, streams piece by piece.
 
     What hangs, dies or talks nonsense is killed, and started anew for the next call.
     """
@@ -46,6 +49,10 @@ class Sandbox:
         self._load_seconds, self._answer_seconds = load_seconds, answer_seconds
         self._memory_bytes, self._file_bytes = memory_bytes, file_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._turn = threading.RLock()
+        self._streams, self._opened = 0, 0
+        # Which of predict, stream, generate and embed the class has; known once it is loaded.
+        self.offers: frozenset[str] = frozenset()
 
     def __enter__(self) -> "Sandbox":
         self.start()
@@ -81,18 +88,55 @@ class Sandbox:
         reply = self._ask(order, self._load_seconds, "load")
         if reply.get("loaded") is not True:
             self._fail("process_failed", f"The model's code could not be loaded: {reply.get('error', 'it said nonsense')}")
+        offers = reply.get("offers")
+        self.offers = frozenset(name for name in offers if isinstance(name, str)) if isinstance(offers, list) else frozenset()
 
     def predict(self, records: list[Any]) -> list[Any]:
         """One answer a record. Raises `AppError`: "upstream_failed" where the code fails, "deadline_exceeded" where it hangs."""
+        return self._many(records, len(records))
+
+    def call(self, name: str, items: list[Any]) -> list[Any]:
+        """One answer an item, of another of the class's functions. Raises as `predict`."""
+        return self._many({"call": name, "given": [items]}, len(items))
+
+    def stream(self, name: str, *given: Any, **options: Any) -> Iterator[Any]:
+        """What the class's generator yields, asked for piece by piece. Raises as `predict`, and "rate_limited" where too many are open."""
+        with self._turn:
+            if self._streams >= MOST_STREAMS:
+                raise Transient(f"{MOST_STREAMS} answers are being streamed already; try again", code="rate_limited")
+            self._opened += 1
+            id = self._opened
+            self._reply({"open": name, "id": id, "given": given, "options": options})
+            self._streams, process = self._streams + 1, self._process
+        try:
+            while "piece" in (reply := self._next(id, process)):
+                yield reply["piece"]
+        finally:
+            with self._turn, suppress(AppError):  # nobody is left to hear how the code took its end
+                self._streams -= 1
+                if self._process is process:
+                    self._reply({"close": id})
+
+    def _next(self, id: int, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+        with self._turn:
+            if self._process is not process:
+                raise AppError("The model's code was started anew while it answered; ask again", code="upstream_failed")
+            return self._reply({"next": id})
+
+    def _many(self, message: Any, count: int) -> list[Any]:
+        with self._turn:
+            answers = self._reply(message).get("answers")
+            if not isinstance(answers, list) or len(answers) != count:
+                self._fail("upstream_failed", f"The model's code did not give {count} answers")
+            return answers
+
+    def _reply(self, message: Any) -> dict[str, Any]:
         if self._process is None:
             self._start_anew()
-        reply = self._ask(records, self._answer_seconds, "answer")
+        reply = self._ask(message, self._answer_seconds, "answer")
         if isinstance(error := reply.get("error"), str):
             raise AppError(f"The model's code failed: {error[:1000]}", code="upstream_failed")
-        answers = reply.get("answers")
-        if not isinstance(answers, list) or len(answers) != len(records):
-            self._fail("upstream_failed", f"The model's code did not give {len(records)} answers")
-        return answers
+        return reply
 
     def _start_anew(self) -> None:
         try:
@@ -101,6 +145,10 @@ class Sandbox:
             raise AppError(error.detail, code="upstream_failed") from error
 
     def stop(self) -> None:
+        with self._turn:
+            self._end()
+
+    def _end(self) -> None:
         if self._process is None:
             return
         process, self._process = self._process, None

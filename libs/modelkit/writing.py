@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,16 @@ from libs.modelkit.evaluation import softmax
 from libs.modelkit.text import END, FIRST, encode_bytes, to_bytes
 
 _COLDEST = 1e-3
+
+
+class Generate(Protocol):
+    """Goes on with a text, a token a piece, until one of `stop` comes (it is left out) or `max_tokens` are there."""
+
+    def __call__(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]: ...
+
+
+# A vector a text, all of one length.
+Embed = Callable[[list[str]], list[list[float]]]
 
 
 def write(

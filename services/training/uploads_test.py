@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lepton.common.v1 import resource_pb2
-from lepton.training.v1 import model_pb2
+from lepton.training.v1 import job_pb2, model_pb2
 from lepton.training.v1 import training_service_pb2 as pb
 from libs.errors import Invalid, NotFound, Replay
 from libs.testing import as_member
@@ -91,3 +91,10 @@ async def test_an_onnx_file_says_itself_what_it_takes(platform: Platform) -> Non
     graph.node[0].domain = "com.stranger"
     with pytest.raises(Invalid, match="not one of ONNX"):
         await push(platform, {"model.onnx": helper.make_model(graph).SerializeToString()})
+
+
+async def test_no_training_goes_on_from_what_was_uploaded(platform: Platform) -> None:
+    await push(platform, {"model.py": CODE})
+    model = job_pb2.ModelSpec(architecture=job_pb2.ARCHITECTURE_LINEAR, init="m@1")
+    with pytest.raises(Invalid, match="m@1 was uploaded"):
+        await platform.submit(output_model="n", model=model)

@@ -118,3 +118,42 @@ def test_an_onnx_file_answers_records_and_tensors(embedded_platform: Platform, c
     assert answer.status_code == 200, answer.text
     assert answer.json()["outputs"][0]["data"] == [1, 0, 2, 0, 3, 0]
     client.endpoints.delete("relu")
+
+
+WRITER = """
+class Model:
+    batch = False
+
+    def predict(self, records):
+        return [records[0][::-1]]
+
+    def generate(self, prompt, *, max_tokens, temperature, stop):
+        for word in ("Once ", "upon ", "a ", "time")[:max_tokens]:
+            yield word
+
+    def embed(self, texts):
+        return [[float(len(text)), 1.0] for text in texts]
+"""
+
+
+def test_code_that_writes_is_asked_as_openai_s_models_are(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(WRITER)
+    client.models.push("writer", tmp_path)
+    client.endpoints.create("writer", "writer@1")
+    if guest.lacking():
+        with pytest.raises(la.LeptonError, match="Landlock"):
+            client.endpoints.wait_ready("writer", 120)
+        return
+    client.endpoints.wait_ready("writer", 120)
+    assert client.endpoints.predict("writer", ["abc", "de"]) == ["cba", "ed"]
+    asked = {"model": "writer", "messages": [{"role": "user", "content": "a story"}], "max_tokens": 3}
+    with embedded_platform.http() as http:
+        whole = http.post("/v1/chat/completions", json=asked)
+        assert whole.status_code == 200, whole.text
+        assert whole.json()["choices"][0]["message"]["content"] == "Once upon a "
+        assert whole.json()["usage"]["completion_tokens"] == 3
+        streamed = http.post("/v1/chat/completions", json={**asked, "stream": True})
+        assert streamed.text.count('"finish_reason":null') == 3
+        found = http.post("/v1/embeddings", json={"model": "writer", "input": ["four", "no"]}).json()
+    assert [each["embedding"] for each in found["data"]] == [[4.0, 1.0], [2.0, 1.0]]
+    client.endpoints.delete("writer")

@@ -1,6 +1,7 @@
 """Models whose owner wrote their code, over the protocol's tensors and over records: what is asked together is answered apart."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import orjson
 import pytest
 
 from libs.errors import AppError
+from libs.modelkit import guest
 from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature
@@ -20,11 +22,21 @@ SIGNATURE = Signature(
 )
 
 
+HANGS = """
+import time
+class Model:
+    def predict(self, records):
+        time.sleep(records[0])
+        return records
+"""
+
+
 class Played(Sandbox):
     """Answers here, as a sandbox does; fails for the name "bad"."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.offers = frozenset({"predict"})
 
     def predict(self, records: list[Any]) -> list[Any]:
         self.sizes.append(len(records))
@@ -90,3 +102,17 @@ async def test_a_request_that_fails_takes_no_other_along() -> None:
     assert (good[0]["names"][0], fine[0]["names"][0]) == ("good", "fine")
     assert played.sizes == [3, 1, 1, 1]
     assert (batcher.statistics.success.count, batcher.statistics.failure.count) == (2, 1)
+
+
+def test_code_that_hangs_is_a_504_and_the_next_call_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(HANGS)
+    if guest.lacking():
+        with pytest.raises(AppError, match="Landlock"):
+            Sandbox(tmp_path).start()
+        return
+    with Sandbox(tmp_path, answer_seconds=1.0) as sandbox:
+        runtime = CodeRuntime(None, sandbox)
+        with pytest.raises(AppError, match="did not answer within 1 s") as raised:
+            runtime.answer(runtime.read([60]))
+        assert raised.value.entry.http == 504
+        assert runtime.word(runtime.answer(runtime.read([0]))) == [0]

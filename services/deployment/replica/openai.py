@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, Violation
 from libs.errors.openai import openai_document
-from libs.modelkit.runtime import Embed, Generate
 from libs.modelkit.text import tokenise
+from libs.modelkit.writing import Embed, Generate
 from services.deployment.replica.oip import parse
 from services.deployment.replica.problems import dump
 

@@ -17,6 +17,7 @@ from lepton.accounts.v1.accounts_service_pb2 import GetMeRequest, ReleaseQuotaRe
 from lepton.compute.v1.compute_service_pb2 import ListNodesRequest
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2 import GetDatasetVersionRequest, GetProfileRequest
+from lepton.training.v1 import model_pb2
 from lepton.training.v1.training_service_pb2 import CreateTrainingJobRequest
 from libs.db import Database, new_id
 from libs.errors import AppError, Conflict, Invalid, NotFound, Transient, Violation
@@ -131,6 +132,9 @@ async def _load_init(database: Database, workspace: str, init: str) -> _Init | N
     name, number = _parse(init, "model version", f'use "{RANDOM}", or ')
     async with database.read() as session:
         version = await repository.get_model_version(session, workspace, name, number)
+        if wire.version_message(version).source == model_pb2.MODEL_SOURCE_UPLOADED:
+            words = f"{version.model}@{version.number} was uploaded: a training goes on from what the platform has trained alone"
+            raise Invalid.of([Violation("model.init", words)])
         job = await repository.get_job(session, workspace, version.training_job)
         files = await repository.files_of(session, workspace, version.owner)
     return _Init(wire.init_facts(version, job.model["params"]), [{"path": file.path, "digest": file.digest} for file in files])

@@ -262,7 +262,9 @@ def predictions(predict: str, instances: Any, chunk_rows: int, endpoint: str = "
     if not isinstance(chunk_rows, int) or chunk_rows < 1:
         raise InvalidInput(f"chunk_rows is {chunk_rows!r}", "it takes a whole number of at least 1")
     fields, image = (yield from _fields(endpoint)) if needs_fields(instances) else ((), "")
-    rows = rows_of(instances, fields, image)
+    # A model that does not say what its records are takes any.
+    free = endpoint and isinstance(instances, list) and needs_fields(instances) and not fields
+    rows = list(instances) if free else rows_of(instances, fields, image)
     found: list[Any] = []
     rest = [(start, rows[start : start + chunk_rows]) for start in range(0, len(rows), chunk_rows)][::-1]
     while rest:
