@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,18 +20,20 @@ from lepton.deployment.v1 import batch_prediction_pb2 as batch_pb2
 from lepton.deployment.v1 import deployment_service_pb2 as pb
 from lepton.training.v1 import model_pb2
 from libs.errors import AppError, Conflict, Invalid, NotFound, QuotaExceeded
-from libs.launcher import Exit, InMemoryProcess, Launcher, SubprocessLauncher
+from libs.launcher import Exit, InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
 from libs.modelkit.runtime import Runtime
 from libs.rpc import Client, acting_for
-from libs.storage import InMemoryArtifactStore
+from libs.storage import ArtifactStore, InMemoryArtifactStore, LocalArtifactStore
+from libs.testing import migrated_database
 from services.deployment.batch_planner import PartSweep
 from services.deployment.batch_worker import BatchWorker, Stores
-from services.deployment.conftest import Embedded, World, serving, ship
+from services.deployment.conftest import Accounts, Compute, Embedded, Training, World, serving, ship
 from services.deployment.domain.batch import BatchState
 from services.deployment.engine.conftest import table
 from services.deployment.handlers import batches as handlers
 from services.deployment.handlers.batches import Lease, LeaseLost
 from services.deployment.replica.conftest import numbers, runtime
+from services.deployment.settings import Settings
 from services.deployment.tables import BatchPrediction, PredictedPart
 
 __all__ = ["numbers", "runtime"]
@@ -40,9 +44,12 @@ TYPES = {"id": dataset_pb2.COLUMN_TYPE_INTEGER, "a": dataset_pb2.COLUMN_TYPE_DOU
 class Batches:
     """The service with a worker, and what it works with."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, folder: Path | None = None) -> None:
+        """`folder`: where others find what is stored."""
         self.world = world
-        self.datasets, self.parts = InMemoryArtifactStore(), InMemoryArtifactStore()
+        stores = [LocalArtifactStore(folder / name) if folder else InMemoryArtifactStore() for name in ("datasets", "parts")]
+        self.datasets: ArtifactStore = stores[0]
+        self.parts: ArtifactStore = stores[1]
         self.client: Client
 
     def worker(self, embedded: Embedded, launcher: Launcher | None = None) -> BatchWorker:
@@ -106,6 +113,20 @@ class Batches:
             content = b"".join([chunk async for chunk in self.datasets.open(part.digest)])
             tables.append(pq.read_table(io.BytesIO(content)))
         return [row for rows in tables for row in rows.to_pylist()]
+
+
+async def run_platform(database_url: str, folder: str, package: str) -> None:
+    """Service and worker, until they are killed."""
+    root = Path(folder)
+    async with migrated_database("services.deployment", database_url) as database:
+        settings = Settings(work_dir=str(root / "work"), reconcile_seconds=0.05, poll_seconds=0.02, owner_lease_seconds=1.0)
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        await ship(world, Path(package))
+        async with running(Batches(world, root), root, SubprocessLauncher()):
+            await asyncio.Event().wait()
+
+
+PLATFORM = "import asyncio, sys; from services.deployment.batches_test import run_platform; asyncio.run(run_platform(*sys.argv[1:]))"
 
 
 async def _one(content: bytes) -> AsyncIterator[bytes]:
@@ -388,3 +409,47 @@ async def test_done_is_done(batches: Batches, tmp_path: Path, eventually: Eventu
     assert [digest async for digest, _ in batches.parts.list()]
     await sweep.sweep()
     assert not [digest async for digest, _ in batches.parts.list()]
+
+
+@pytest.mark.slow
+async def test_kill_9_again_and_again_costs_parts_and_doubles_none(runtime: Runtime, tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/deployment.db"
+    rows = table(300_000)
+    async with migrated_database("services.deployment", url) as database:
+        settings = Settings(work_dir=str(tmp_path / "own"), batch_part_rows=4000)
+        world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
+        world.training.signature = _signature(runtime)
+        await ship(world, runtime.package.folder)
+        batches = Batches(world, tmp_path)
+        await batches.add_dataset("rows", {"all": rows})
+        async with serving(world, world.planner(), tmp_path) as client:
+            batches.client = client
+            made = await batches.create()
+        seen = 0
+        for kill in range(6):
+            process = _started(url, str(tmp_path), str(runtime.package.folder))
+            try:
+                seen = await _until_more(batches, made.id, seen, ends=kill == 5)
+            finally:
+                process.kill()
+                process.wait()
+        row = await batches.row(made.id)
+        parts = -(-len(rows) // row.part_rows)
+        assert (row.state, row.rows_done) == (BatchState.SUCCEEDED, len(rows))
+        assert row.attempts >= 4
+        served = await batches.served()
+        assert (len(served), sum(served)) == (parts, len(rows))
+
+
+def _started(*words: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", PLATFORM, *words], stdout=subprocess.DEVNULL)
+
+
+async def _until_more(batches: Batches, id: str, seen: int, *, ends: bool) -> int:
+    """Rows done, once there are more than `seen`, or it has ended."""
+    async with asyncio.timeout(60):
+        while True:
+            row = await batches.row(id)
+            if BatchState(row.state).ended or (not ends and row.rows_done > seen):
+                return row.rows_done
+            await asyncio.sleep(0.01)

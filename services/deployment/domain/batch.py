@@ -11,7 +11,7 @@ from libs.errors import Violation, near
 # A part is what is done again when a process dies, and an object each.
 PART_ROWS = 65_536
 MAX_PARTS = 64
-MAX_COLUMNS, MAX_NAME = 2000, 256
+MAX_COLUMNS, MAX_NAME, MAX_ERRORS = 2000, 256, 20
 # Until its quota is taken; then whoever was making it is gone.
 RESERVING_SECONDS = 120.0
 # Without a part in between, so many processes may die.
@@ -99,16 +99,17 @@ def part_rows(rows: int, least: int = PART_ROWS) -> int:
 def wrong_inputs(inputs: Sequence[Field], columns: Sequence[Column], dataset: str) -> list[Violation]:
     """Why the model cannot read the dataset, column by column; none where it can."""
     by_name = {column.name: column for column in columns}
-    return [problem for field in inputs if (problem := _wrong_input(field, by_name, dataset))]
+    spare = by_name.keys() - {field.name for field in inputs}
+    return [problem for field in inputs if (problem := _wrong_input(field, by_name, spare, dataset))][:MAX_ERRORS]
 
 
-def _wrong_input(field: Field, columns: dict[str, Column], dataset: str) -> Violation | None:
+def _wrong_input(field: Field, columns: dict[str, Column], spare: Collection[str], dataset: str) -> Violation | None:
     column = columns.get(field.name)
     if column is None:
         if field.optional:
             return None
-        close = tuple(near(field.name, columns))
-        hint = f"; is '{close[0]}' meant to be it? Rename it with a transform" if close else f"; it has {_listed(columns)}"
+        close = tuple(near(field.name, spare))
+        hint = f"; is '{close[0]}' meant to be it? Rename it with a transform" if close else ""
         return Violation("dataset", f"{dataset} has no column '{field.name}', which the model reads{hint}", close)
     if column.type not in _FITS.get(field.type, ()):
         wanted = " or ".join(_FITS.get(field.type, (field.type,)))
