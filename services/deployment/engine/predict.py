@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -130,7 +130,7 @@ class _Writer:
         with unfinished.open("wb") as file:
             for batch in batches:
                 answered = self._answered(batch, at)
-                writer = writer or pq.ParquetWriter(file, answered.schema)
+                writer = writer or _parquet(file, answered.schema)
                 writer.write_table(answered)
                 at += batch.num_rows
             assert writer
@@ -162,6 +162,12 @@ class _Writer:
             return self._runtime.package.preprocessing.from_columns(values)
         except Invalid as error:
             raise Invalid(f"in the rows from {at + 1} on: {error.detail}", code=error.code) from error
+
+
+def _parquet(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """For one reader, who writes it anew: dictionaries of numbers and statistics cost a fifth of the run and serve nobody."""
+    texts = [field.name for field in schema if column_type(field.type) == "string"]
+    return pq.ParquetWriter(file, schema, use_dictionary=texts, write_statistics=False)
 
 
 def _nothing(field: Mapping[str, Any], rows: int) -> NDArray[Any]:
