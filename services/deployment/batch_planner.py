@@ -5,6 +5,7 @@ Knows no process; what a worker does is in batch_worker.py. Any number of instan
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -41,11 +42,11 @@ SWEEP_BATCH = 500
 
 
 class BatchPlanner:
-    """A component."""
+    """A component. `granted` tells a worker of this process, if there is one, to look now."""
 
-    def __init__(self, database: Database, peers: Peers, settings: Settings) -> None:
-        self._database, self._peers, self._settings = database, peers, settings
-        self._loop = Loop("deployment-batches", self.step, interval=settings.reconcile_seconds / 2)
+    def __init__(self, database: Database, peers: Peers, settings: Settings, granted: Callable[[], Any] = lambda: None) -> None:
+        self._database, self._peers, self._settings, self._granted = database, peers, settings, granted
+        self._loop = Loop("deployment-batches", self.step, interval=settings.reconcile_seconds)
         self._asked: dict[tuple[str, Step], float] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
 
@@ -155,6 +156,7 @@ class BatchPlanner:
                 node=allocation.node if granted else "",
                 reason=reason or "waits for an allocation",
             )
+            unit.after_commit(self._granted)
 
     async def _look(self, batch: BatchPrediction) -> None:
         """Its process is gone: the place is free while data makes the version."""

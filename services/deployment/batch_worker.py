@@ -67,7 +67,8 @@ class Crashed(AppError):
 
 
 class BatchWorker:
-    """A component. `packages` and `folder` are the node's, which has cleaned them."""
+    """A component. `packages` and `folder` are the node's, which has cleaned them. `alone`: it shares a process with the planner, which
+    wakes it."""
 
     def __init__(
         self,
@@ -78,12 +79,15 @@ class BatchWorker:
         packages: PackageCache,
         folder: Path,
         settings: Settings,
+        *,
+        alone: bool = False,
     ) -> None:
         self._database, self._peers, self._launcher, self._stores = database, peers, launcher, stores
         self._packages, self._folder, self._settings = packages, folder, settings
         self.holder = f"{signature()}/{secrets.token_hex(4)}"
         self._runs: dict[str, asyncio.Task[None]] = {}
-        self._loop = Loop("deployment-batch-worker", self._look, interval=settings.poll_seconds, max_pause=1.0)
+        interval = settings.reconcile_seconds if alone else settings.poll_seconds
+        self._loop = Loop("deployment-batch-worker", self._look, interval=interval, max_pause=1.0)
 
     async def start(self) -> None:
         await self._loop.start()
@@ -95,6 +99,10 @@ class BatchWorker:
             task.cancel()
         if self._runs:
             await asyncio.wait(self._runs.values(), timeout=STOP_SECONDS)
+
+    def wake(self) -> None:
+        """Looks now."""
+        self._loop.wake()
 
     async def _look(self) -> None:
         async with self._database.read() as session:

@@ -154,7 +154,7 @@ async def running(batches: Batches, folder: Path, launcher: Launcher | None = No
 async def batches(world: World, runtime: Runtime) -> Batches:
     await ship(world, runtime.package.folder)
     world.training.signature = _signature(runtime)
-    world.settings = world.settings.model_copy(update={"batch_part_rows": 1000, "poll_seconds": 0.02, "owner_lease_seconds": 1.0})
+    world.settings = world.settings.model_copy(update={"batch_part_rows": 1000, "poll_seconds": 0.02, "owner_lease_seconds": 3.0})
     found = Batches(world)
     await found.add_dataset("rows", {"train": table(2500), "test": table(700)})
     return found

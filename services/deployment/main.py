@@ -1,6 +1,6 @@
 """Composition root of the deployment service, and of the process that runs its replicas on a node."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
@@ -51,15 +51,23 @@ def build_embedded(settings: Settings, event_log: EventLog | None = None) -> Lif
     kit = Kit("deployment", "services.deployment", settings, event_log)
     changes, peers, models, launcher = Changes(), _peers(kit), open_store(settings.storage, "models"), SubprocessLauncher()
     node = Node(kit.database, peers.compute, launcher, models, changes, settings, alone=True)
-    batches = _batch_worker(kit, peers, launcher, node, settings)
+    batches = _batch_worker(kit, peers, launcher, node, settings, alone=True)
     reconciler = Reconciler(kit.database, peers, changes, settings, here=node)
     # When it stops, nobody plans any more what would replace what the node ends.
-    return _service(kit, peers, reconciler, Resolver(kit.database, changes, reconciler.wake, node.answers), [node, reconciler, batches])
+    resolver = Resolver(kit.database, changes, reconciler.wake, node.answers)
+    return _service(kit, peers, reconciler, resolver, [node, reconciler, batches], granted=batches.wake)
 
 
-def _service(kit: Kit, peers: Peers, reconciler: Reconciler, resolver: Resolver, components: Sequence[Component]) -> Lifecycle:
+def _service(
+    kit: Kit,
+    peers: Peers,
+    reconciler: Reconciler,
+    resolver: Resolver,
+    components: Sequence[Component],
+    granted: Callable[[], Any] = lambda: None,
+) -> Lifecycle:
     settings: Any = kit.settings
-    planner = BatchPlanner(kit.database, peers, settings)
+    planner = BatchPlanner(kit.database, peers, settings, granted)
     sweep = PartSweep(kit.database, open_store(settings.storage, PARTS), settings.part_orphan_seconds)
     servicer = DeploymentServicer(kit.database, peers, reconciler, resolver, planner)
     registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
@@ -68,10 +76,10 @@ def _service(kit: Kit, peers: Peers, reconciler: Reconciler, resolver: Resolver,
     )
 
 
-def _batch_worker(kit: Kit, peers: Peers, launcher: Launcher, node: Node, settings: Settings) -> BatchWorker:
+def _batch_worker(kit: Kit, peers: Peers, launcher: Launcher, node: Node, settings: Settings, *, alone: bool = False) -> BatchWorker:
     """Started after the node, whose folder it works in."""
     stores = Stores(open_store(settings.storage, "datasets"), open_store(settings.storage, PARTS))
-    return BatchWorker(kit.database, peers, launcher, stores, node.packages, node.batches, settings)
+    return BatchWorker(kit.database, peers, launcher, stores, node.packages, node.batches, settings, alone=alone)
 
 
 def _peers(kit: Kit) -> Peers:
