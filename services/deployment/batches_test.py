@@ -18,7 +18,7 @@ from sqlalchemy import select
 from lepton.data.v1 import dataset_pb2
 from lepton.deployment.v1 import batch_prediction_pb2 as batch_pb2
 from lepton.deployment.v1 import deployment_service_pb2 as pb
-from lepton.training.v1 import model_pb2
+from lepton.training.v1 import job_pb2, model_pb2
 from libs.errors import AppError, Conflict, Invalid, NotFound, QuotaExceeded
 from libs.launcher import Exit, InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
 from libs.modelkit.runtime import Runtime
@@ -368,6 +368,18 @@ async def test_what_cannot_be_is_refused_in_words_before_anything_is_held(
         with pytest.raises(kind) as refused:
             await batches.create(**change)
     assert words in refused.value.detail
+    assert not batches.world.accounts.held
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [({"source": model_pb2.MODEL_SOURCE_UPLOADED}, "was brought by a member"), ({"task": job_pb2.TASK_TEXT_GENERATION}, "writes texts")],
+)
+async def test_models_that_no_batch_goes_through_are_refused(batches: Batches, tmp_path: Path, kind: dict[str, Any], words: str) -> None:
+    batches.world.training.kind = kind
+    async with running(batches, tmp_path):
+        with pytest.raises(Invalid, match=f"wdbc@1 {words}"):
+            await batches.create()
     assert not batches.world.accounts.held
 
 

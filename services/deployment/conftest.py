@@ -105,13 +105,14 @@ class Training:
 
     models: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     signature: model_pb2.Signature | None = None
+    kind: dict[str, Any] = field(default_factory=dict)
 
     async def GetModelVersion(self, request: Any) -> model_pb2.ModelVersion:
         numbers = [int(key.split("@")[1]) for key in self.models if key.split("@")[0] == request.name]
         number = request.number or max(numbers, default=0)
         if number not in numbers:
             raise NotFound(f"there is no model '{request.name}' in this workspace")
-        version = model_pb2.ModelVersion(model=request.name, number=number, signature=self.signature)
+        version = model_pb2.ModelVersion(model=request.name, number=number, signature=self.signature, **self.kind)
         for file in self.models[f"{request.name}@{number}"]:
             version.files.add(**file)
         return version

@@ -9,7 +9,8 @@ from lepton.accounts.v1.accounts_service_pb2 import ReleaseQuotaRequest, Reserve
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2 import GetDatasetRequest, GetDatasetVersionRequest
 from lepton.deployment.v1.deployment_service_pb2 import CreateBatchPredictionRequest
-from lepton.training.v1.model_pb2 import ModelVersion
+from lepton.training.v1.job_pb2 import TASK_TEXT_GENERATION
+from lepton.training.v1.model_pb2 import MODEL_SOURCE_UPLOADED, ModelVersion
 from lepton.training.v1.training_service_pb2 import GetModelVersionRequest
 from libs.db import Database, new_id
 from libs.errors import AppError, Conflict, Invalid, NotFound, Violation
@@ -90,7 +91,17 @@ async def _model(peers: Peers, reference: str) -> ModelVersion:
     version: ModelVersion = await peers.training.GetModelVersion(GetModelVersionRequest(name=name, number=number))
     if not version.files:
         raise Conflict(f"model version {version.model}@{version.number} has no files: it cannot predict")
+    if why := _unsupported(version):
+        message = f"{version.model}@{version.number} {why}; batch predictions are for models that the platform trained on columns"
+        raise Invalid.of([Violation("model", f"{message}: ask an endpoint of it")], code="invalid_spec")
     return version
+
+
+def _unsupported(version: ModelVersion) -> str:
+    """Why no batch of rows goes through it; empty where one does."""
+    if version.source == MODEL_SOURCE_UPLOADED:
+        return "was brought by a member"
+    return "writes texts" if version.task == TASK_TEXT_GENERATION else ""
 
 
 async def _version(peers: Peers, reference: str) -> dataset_pb2.DatasetVersion:
