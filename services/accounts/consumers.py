@@ -66,14 +66,21 @@ async def on_allocation_ended(unit: Unit, message: AllocationEnded) -> None:
 
 async def on_predictions_served(unit: Unit, message: PredictionsServed) -> None:
     for metric, quantity in (("predictions", message.rows), ("tokens_in", message.tokens_in), ("tokens_out", message.tokens_out)):
-        await _record_use_of_endpoint(unit, message, metric, quantity)
+        await _record_use(unit, message, metric, quantity, of=_resource_of(message))
+    if message.batch_prediction:
+        name = f"batch-predictions/{message.workspace}/{message.batch_prediction}"
+        await repository.use_up(unit.session, message.workspace, name, "predictions", message.rows)
+
+
+def _resource_of(message: PredictionsServed) -> str:
+    return f"batch-predictions/{message.batch_prediction}" if message.batch_prediction else f"endpoints/{message.endpoint}"
 
 
 async def on_replicas_served(unit: Unit, message: ReplicasServed) -> None:
-    await _record_use_of_endpoint(unit, message, "replica_seconds", message.seconds)
+    await _record_use(unit, message, "replica_seconds", message.seconds, of=f"endpoints/{message.endpoint}")
 
 
-async def _record_use_of_endpoint(unit: Unit, message: PredictionsServed | ReplicasServed, metric: str, quantity: float) -> None:
+async def _record_use(unit: Unit, message: PredictionsServed | ReplicasServed, metric: str, quantity: float, *, of: str) -> None:
     event = current_event()
     await handlers.record_use(
         unit,
@@ -81,7 +88,7 @@ async def _record_use_of_endpoint(unit: Unit, message: PredictionsServed | Repli
         event_id=event.id,
         workspace=message.workspace,
         metric=metric,
-        resource=f"endpoints/{message.endpoint}",
+        resource=of,
         quantity=quantity,
         time=_moment(message.time),
     )

@@ -142,3 +142,17 @@ async def test_ready_time_and_tokens_are_written_down_once_and_free_where_no_pla
         "tokens_in": (70_000_000, "endpoints/e", 0),
         "tokens_out": (30_000_000, "endpoints/e", 0),
     }
+
+
+async def test_a_part_of_a_batch_prediction_is_used_of_what_it_reserved_and_not_counted_twice(database: Database) -> None:
+    name = "batch-predictions/default/bp-1"
+    async with database.unit() as unit:
+        await handlers.reserve_quota(unit, workspace="default", metric="predictions", reservation=name, amount=5000, now=time.time())
+    for rows in (3000, 1500, 600):
+        await tell(database, PredictionsServed(workspace="default", batch_prediction="bp-1", requests=1, rows=rows))
+    async with database.unit() as unit:
+        held = await unit.session.get_one(Reservation, ("default", name, "predictions"))
+        query = select(UsageRecord.quantity, UsageRecord.resource).where(UsageRecord.metric == "predictions")
+        found = [tuple(row) for row in await unit.session.execute(query)]
+        assert (held.amount, held.expire_time) == (0, None)
+    assert found == [(rows * 1_000_000, "batch-predictions/bp-1") for rows in (3000, 1500, 600)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, func, or_, select, update
+from sqlalchemy import Select, case, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -145,6 +145,13 @@ async def totals(session: AsyncSession, workspace: str, period: str) -> dict[str
 
 async def reservation(session: AsyncSession, workspace: str, name: str, metric: str) -> Reservation | None:
     return await session.get(Reservation, (workspace, name, metric))
+
+
+async def use_up(session: AsyncSession, workspace: str, name: str, metric: str, amount: int) -> None:
+    """What was used of a reservation is counted as use from now on, and not twice."""
+    left = case((col(Reservation.amount) > amount, col(Reservation.amount) - amount), else_=0)
+    where = (Reservation.workspace == workspace, Reservation.name == name, Reservation.metric == metric)
+    await session.execute(update(Reservation).where(*where).values(amount=left))
 
 
 async def release(session: AsyncSession, workspace: str, name: str, *, metric: str = "", asked_before: float | None = None) -> None:

@@ -139,6 +139,22 @@ class DataServicer(Edge, DataServiceServicer):
         await self._confirm(version)
         return await self._answer(request, version, 0)
 
+    async def CreateDerivedDatasetVersion(self, request: pb.CreateDerivedDatasetVersionRequest, context: Any) -> dataset_pb2.DatasetVersion:
+        version = await self._found_again(request)
+        if version is None:
+            columns = wire.engine_columns(request.columns)
+            sizes = [await making.size_of_upload(self._store, part.digest) for part in request.parts]
+            await self._bench.check(columns, [])
+            source = Source(
+                # No steps: the parts, one below the other, as one file a split.
+                job={"kind": "transform", "columns": columns, "steps": []},
+                lineage=wire.prediction_lineage(request),
+                files=[(INPUT, part.path, part.digest, size) for part, size in zip(request.parts, sizes, strict=True)],
+            )
+            version = await self._begin(request.name, source, 0)
+        await self._confirm(version)
+        return await self._answer(request, version, 0)
+
     async def _found_again(self, request: Any) -> Version | None:
         """The version that the same request has made before it lost its answer. Raises Replay where the answer is remembered."""
         if not current_call().idempotency_key:

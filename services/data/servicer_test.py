@@ -1,9 +1,12 @@
 """The service through its own gRPC server, with the real engine."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lepton.common.v1.options_pb2 import ROLE_EDITOR, ROLE_VIEWER
@@ -260,6 +263,42 @@ async def test_the_same_request_makes_one_version(data: Scene) -> None:
         await data.upload("other", CSV, key="k1")
     assert other.value.code == "idempotency_key_reused"
     assert await data.count(Version) == 2
+
+
+async def test_parts_become_one_version_in_their_order_once(data: Scene) -> None:
+    parts = [(split, range(begin, begin + 700)) for begin, split in ((700, "test"), (0, "train"), (1400, "train"))]
+    request = pb.CreateDerivedDatasetVersionRequest(name="answers", source="wdbc@3", model="wdbc@2", batch_prediction="bp-1")
+    request.columns.add(name="id", type=d.COLUMN_TYPE_INTEGER)
+    request.columns.add(name="prediction", type=d.COLUMN_TYPE_STRING)
+    for split, ids in parts:
+        content = io.BytesIO()
+        pq.write_table(pa.table({"id": list(ids), "prediction": [f"p{number}" for number in ids]}), content)
+        artifact = await data.put(content.getvalue())
+        request.parts.add(digest=artifact.digest, size_bytes=artifact.size_bytes, path=split)
+    with acting_for("acme"):
+        made = [await data.client.CreateDerivedDatasetVersion(request, idempotency_key="bp-1") for _ in range(2)]
+    assert {version.number for version in made} == {1}
+    version = await data.settled("answers", 1)
+    assert (version.state, version.rows, version.kind) == (d.VERSION_STATE_READY, 2100, d.DATASET_KIND_TABLE)
+    lineage = version.lineage
+    assert (lineage.kind, lineage.source, lineage.model, lineage.batch_prediction) == ("prediction", "wdbc@3", "wdbc@2", "bp-1")
+    found = {split.name: await _ids(data, split.file.digest) for split in version.splits}
+    assert found == {"train": [*range(700), *range(1400, 2100)], "test": list(range(700, 1400))}
+    assert await data.count(Version) == 1
+
+
+async def _ids(data: Scene, digest: str) -> list[int]:
+    content = b"".join([chunk async for chunk in data.store.open(digest)])
+    return list(pq.read_table(io.BytesIO(content)).column("id").to_pylist())
+
+
+async def test_parts_that_are_not_in_the_store_make_nothing(data: Scene) -> None:
+    request = pb.CreateDerivedDatasetVersionRequest(name="answers", source="wdbc@3", model="wdbc@2", batch_prediction="bp-1")
+    request.columns.add(name="id", type=d.COLUMN_TYPE_INTEGER)
+    request.parts.add(digest="sha256:" + "0" * 64, path="all")
+    with acting_for("acme"), pytest.raises(Invalid, match="no such bytes"):
+        await data.client.CreateDerivedDatasetVersion(request, idempotency_key="bp-2")
+    assert await data.count(Version) == 0
 
 
 async def test_many_uploads_at_once_get_numbers_of_their_own(data: Scene) -> None:

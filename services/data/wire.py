@@ -8,6 +8,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from lepton.common.v1.resource_pb2 import Artifact
 from lepton.data.v1 import dataset_pb2, events_pb2
+from lepton.data.v1.data_service_pb2 import CreateDerivedDatasetVersionRequest
 from libs.errors import AppError
 from libs.events import Event
 from libs.rpc import to_problem
@@ -32,6 +33,7 @@ TYPES = {
     "timestamp": dataset_pb2.COLUMN_TYPE_TIMESTAMP,
     "image": dataset_pb2.COLUMN_TYPE_IMAGE,
 }
+_TYPE_NAMES = {number: name for name, number in TYPES.items()}
 
 
 def dataset_message(row: Dataset, latest_version: int) -> dataset_pb2.Dataset:
@@ -92,6 +94,16 @@ def upload_lineage(file_name: str, digest: str, size: int, media_type: str) -> b
 
 def transform_lineage(source: Version, steps: Sequence[dataset_pb2.TransformStep]) -> bytes:
     return dataset_pb2.Lineage(kind="transform", source=f"{source.dataset}@{source.number}", steps=steps).SerializeToString()
+
+
+def prediction_lineage(request: CreateDerivedDatasetVersionRequest) -> bytes:
+    lineage = dataset_pb2.Lineage(kind="prediction", source=request.source, model=request.model, batch_prediction=request.batch_prediction)
+    return lineage.SerializeToString()
+
+
+def engine_columns(columns: Iterable[dataset_pb2.Column]) -> list[dict[str, Any]]:
+    """As the engine takes them."""
+    return [{"name": column.name, "type": _TYPE_NAMES[column.type], "nullable": column.nullable} for column in columns]
 
 
 def engine_steps(steps: Sequence[dataset_pb2.TransformStep]) -> list[dict[str, Any]]:

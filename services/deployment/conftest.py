@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from lepton.accounts.v1 import accounts_service_pb2
 from lepton.compute.v1 import allocation_pb2, compute_service_pb2, node_pb2
+from lepton.data.v1 import dataset_pb2
 from lepton.deployment.v1 import deployment_service_pb2
 from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceStub, add_DeploymentServiceServicer_to_server
 from lepton.training.v1 import model_pb2
@@ -25,6 +26,7 @@ from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
 from services.deployment import repository
+from services.deployment.batch_planner import BatchPlanner
 from services.deployment.changes import Changes
 from services.deployment.handlers.admission import Peers
 from services.deployment.node import Node
@@ -38,16 +40,25 @@ PRIVATE, PUBLIC = generate_key()
 
 @dataclass
 class Accounts:
-    """Lets a workspace have `limit` endpoints."""
+    """Lets a workspace have `limit` endpoints, and a batch prediction of `rows_left` rows."""
 
     limit: int = 2
+    rows_left: int = 1_000_000
     held: set[str] = field(default_factory=set)
 
     async def ReserveQuota(self, request: Any) -> accounts_service_pb2.ReserveQuotaResponse:
+        if request.metric == "predictions":
+            return self._reserve_rows(request)
         if len(self.held | {request.reservation}) > self.limit:
             raise QuotaExceeded("the trial plan allows 2 endpoints and 2 are in use")
         self.held.add(request.reservation)
         return accounts_service_pb2.ReserveQuotaResponse(granted=1)
+
+    def _reserve_rows(self, request: Any) -> accounts_service_pb2.ReserveQuotaResponse:
+        if request.amount > self.rows_left:
+            raise QuotaExceeded(f"the trial plan has {self.rows_left} predictions left this month")
+        self.held.add(request.reservation)
+        return accounts_service_pb2.ReserveQuotaResponse(granted=request.amount)
 
     async def ReleaseQuota(self, request: Any) -> None:
         self.held.discard(request.reservation)
@@ -93,16 +104,46 @@ class Training:
     """Has the versions that are put into `models`: "name@n" → files."""
 
     models: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    signature: model_pb2.Signature | None = None
+    kind: dict[str, Any] = field(default_factory=dict)
 
     async def GetModelVersion(self, request: Any) -> model_pb2.ModelVersion:
         numbers = [int(key.split("@")[1]) for key in self.models if key.split("@")[0] == request.name]
         number = request.number or max(numbers, default=0)
         if number not in numbers:
             raise NotFound(f"there is no model '{request.name}' in this workspace")
-        version = model_pb2.ModelVersion(model=request.name, number=number)
+        version = model_pb2.ModelVersion(model=request.name, number=number, signature=self.signature, **self.kind)
         for file in self.models[f"{request.name}@{number}"]:
             version.files.add(**file)
         return version
+
+
+@dataclass
+class Data:
+    """Has the versions that are put into `versions`, and makes those that are derived: PROCESSING until `ready`."""
+
+    versions: dict[str, dataset_pb2.DatasetVersion] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
+    ready: bool = True
+
+    async def GetDataset(self, request: Any) -> dataset_pb2.Dataset:
+        found = [version for version in self.versions.values() if version.dataset == request.name]
+        if not found:
+            raise NotFound(f"there is no dataset '{request.name}' in this workspace")
+        return dataset_pb2.Dataset(name=request.name, kind=found[0].kind)
+
+    async def GetDatasetVersion(self, request: Any) -> dataset_pb2.DatasetVersion:
+        if found := self.versions.get(f"{request.name}@{request.number or 1}"):
+            return found
+        if request.number > len(self.derived) or not self.derived:
+            raise NotFound(f"there is no dataset '{request.name}' in this workspace")
+        state = dataset_pb2.VERSION_STATE_READY if self.ready else dataset_pb2.VERSION_STATE_PROCESSING
+        return dataset_pb2.DatasetVersion(dataset=request.name, number=request.number, state=state)
+
+    async def CreateDerivedDatasetVersion(self, request: Any, *, idempotency_key: str, timeout: float) -> dataset_pb2.DatasetVersion:
+        assert self.derived.setdefault(idempotency_key, request) == request
+        number = list(self.derived).index(idempotency_key) + 1
+        return dataset_pb2.DatasetVersion(dataset=request.name, number=number, state=dataset_pb2.VERSION_STATE_PROCESSING)
 
 
 @dataclass
@@ -116,13 +157,14 @@ class World:
     launcher: InMemoryLauncher
     store: InMemoryArtifactStore
     settings: Settings
+    data: Data = field(default_factory=Data)
     changes: Changes = field(default_factory=Changes)
     silent: bool = False
     healthy: bool = True
 
     @property
     def peers(self) -> Peers:
-        return Peers(self.accounts, self.compute, self.training)  # type: ignore[arg-type]
+        return Peers(self.accounts, self.compute, self.training, self.data)  # type: ignore[arg-type]
 
     def embedded(self, launcher: Launcher | None = None, **changed: Any) -> "Embedded":
         settings = self.settings.model_copy(update=changed)
@@ -275,7 +317,8 @@ class serving:
             reconciler, resolver = by.reconciler, Resolver(world.database, world.changes, by.reconciler.wake, by.node.answers)
         else:
             reconciler, resolver = by, Resolver(world.database, Changes(), by.wake)
-        servicer = DeploymentServicer(world.database, world.peers, reconciler, resolver)
+        self.planner = BatchPlanner(world.database, world.peers, world.settings)
+        servicer = DeploymentServicer(world.database, world.peers, reconciler, resolver, self.planner)
         registrations = [(servicer, add_DeploymentServiceServicer_to_server)]
         self._server = Server(f"unix:{folder}/s", registrations, verifier=Verifier(PUBLIC))
 

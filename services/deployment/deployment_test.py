@@ -295,7 +295,7 @@ async def test_a_lost_allocation_ends_what_runs_under_it(
         holder=f"endpoints/wdbc/replicas/{first.id}",
         state=allocation_pb2.ALLOCATION_STATE_EXPIRED,
     )
-    reaction = consumers.reactions(embedded.reconciler.wake)[AllocationEnded]
+    reaction = consumers.reactions(embedded.reconciler.wake, lambda: None)[AllocationEnded]
     async with world.database.unit() as unit:
         await reaction(unit, AllocationEnded(allocation=lost))
     assert (await resolve(deployment)).replicas[0].id != first.id

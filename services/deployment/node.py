@@ -55,10 +55,12 @@ class Node:
         self._database, self._launcher, self._settings, self._alone = database, launcher, settings, alone
         self.owner = f"{signature()}/{secrets.token_hex(4)}"
         self._folder = WorkFolder(Path(settings.work_dir))
-        self._packages = PackageCache(store, self._folder.packages, settings.cache_bytes)
+        # Batch predictions of this process use them too.
+        self.packages = PackageCache(store, self._folder.packages, settings.cache_bytes)
+        self.batches = self._folder.batches
         self._on_end: list[Callable[[], None]] = []
         self._around = Surroundings(
-            self.owner, database, compute, launcher, self._packages, self._folder.replicas, changes, settings, self._ended, probe
+            self.owner, database, compute, launcher, self.packages, self._folder.replicas, changes, settings, self._ended, probe
         )
         self._runs: dict[str, Run] = {}
         # What the launcher may keep something for: group, and its endpoint's id.
@@ -71,7 +73,7 @@ class Node:
     async def start(self) -> None:
         """Ends what an earlier process left here, before it takes anything."""
         left = await asyncio.to_thread(self._folder.open)
-        await asyncio.to_thread(self._packages.clean)
+        await asyncio.to_thread(self.packages.clean)
         if left:
             await self._end_left(left)
         await asyncio.to_thread(self._folder.sign, self.owner)

@@ -151,7 +151,7 @@ async def test_what_nobody_starts_on_its_node_is_asked_for_again(
     )
     world.compute.live, world.compute.node = {}, "n2"
     async with world.database.unit() as unit:
-        await consumers.reactions(planner.wake)[AllocationEnded](unit, AllocationEnded(allocation=expired))
+        await consumers.reactions(planner.wake, lambda: None)[AllocationEnded](unit, AllocationEnded(allocation=expired))
     [again] = await eventually(on(world, "n2"))
     assert again.id == row.id, "nothing was begun: the same replica waits for another place"
     await second.stop()

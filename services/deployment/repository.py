@@ -9,9 +9,20 @@ from sqlmodel import col
 
 from libs.db.infrastructure import leases
 from libs.errors import NotFound
+from services.deployment.domain.batch import UNSETTLED, BatchState
 from services.deployment.domain.scaling import REPORT_SECONDS, Load
 from services.deployment.domain.states import BESIDE, LIVE, ReplicaState, RevisionState
-from services.deployment.tables import Endpoint, PendingReservation, PredictionBatch, Replica, Revision, ScalingDecision, Traffic
+from services.deployment.tables import (
+    BatchPrediction,
+    Endpoint,
+    PendingReservation,
+    PredictedPart,
+    PredictionBatch,
+    Replica,
+    Revision,
+    ScalingDecision,
+    Traffic,
+)
 
 LEADER = "replicas"
 
@@ -247,3 +258,74 @@ async def lead(session: AsyncSession, holder: str, *, now: float, seconds: float
 async def resign(session: AsyncSession, holder: str) -> None:
     """Gives the lease back; the token goes on growing."""
     await session.execute(update(leases).where(leases.c.name == LEADER, leases.c.holder == holder).values(expires=0.0))
+
+
+# Batch predictions
+
+
+async def find_batch(session: AsyncSession, workspace: str, id: str, *, lock: bool = False) -> BatchPrediction | None:
+    query = select(BatchPrediction).where(BatchPrediction.workspace == workspace, BatchPrediction.id == id)
+    return (await session.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
+
+
+async def get_batch(session: AsyncSession, workspace: str, id: str, *, lock: bool = False) -> BatchPrediction:
+    """Raises NotFound, also for one that is not made yet."""
+    found = await find_batch(session, workspace, id, lock=lock)
+    if found is None or found.state == BatchState.RESERVING:
+        raise NotFound.of("batch prediction", id[:60])
+    return found
+
+
+async def list_batches(session: AsyncSession, workspace: str, *, before: str | None, limit: int) -> Sequence[BatchPrediction]:
+    """Newest first."""
+    query = select(BatchPrediction).where(BatchPrediction.workspace == workspace, BatchPrediction.state != BatchState.RESERVING)
+    if before is not None:
+        query = query.where(BatchPrediction.id < before)
+    return (await session.execute(query.order_by(BatchPrediction.id.desc()).limit(limit))).scalars().all()
+
+
+async def count_open_batches(session: AsyncSession, workspace: str) -> int:
+    query = select(func.count()).where(BatchPrediction.workspace == workspace, BatchPrediction.state.in_(UNSETTLED))
+    return int((await session.execute(query)).scalar_one())
+
+
+async def unsettled_batches_of_all_workspaces(session: AsyncSession) -> Sequence[BatchPrediction]:
+    """Those that have not ended, and ended ones that hold something; oldest first."""
+    holds = (col(BatchPrediction.allocation_id) != "") | col(BatchPrediction.quota_held)
+    query = select(BatchPrediction).where(BatchPrediction.state.in_(UNSETTLED) | holds).order_by(BatchPrediction.id)
+    return (await session.execute(query)).scalars().all()
+
+
+async def claimable_batches_of_all_workspaces(session: AsyncSession, node: str, now: float) -> Sequence[BatchPrediction]:
+    """Those that wait for a worker on `node` (empty: on any)."""
+    query = select(BatchPrediction).where(BatchPrediction.state == BatchState.QUEUED, BatchPrediction.not_before <= now)
+    query = query.where(BatchPrediction.node == node if node else BatchPrediction.node != "")
+    return (await session.execute(query.order_by(BatchPrediction.id))).scalars().all()
+
+
+async def batches_held(session: AsyncSession, holder: str) -> Sequence[BatchPrediction]:
+    """What `holder` runs, in all workspaces."""
+    return (await session.execute(select(BatchPrediction).where(BatchPrediction.lease_holder == holder))).scalars().all()
+
+
+async def batch_of_allocation(session: AsyncSession, workspace: str, allocation_id: str) -> BatchPrediction | None:
+    query = select(BatchPrediction).where(BatchPrediction.workspace == workspace, BatchPrediction.allocation_id == allocation_id)
+    return (await session.execute(query.with_for_update())).scalar_one_or_none()
+
+
+async def parts(session: AsyncSession, batch: BatchPrediction) -> Sequence[PredictedPart]:
+    """In the order of their rows."""
+    query = select(PredictedPart).where(PredictedPart.workspace == batch.workspace, PredictedPart.batch_prediction_id == batch.id)
+    return (await session.execute(query.order_by(col(PredictedPart.number)))).scalars().all()
+
+
+async def delete_parts(session: AsyncSession, batch: BatchPrediction) -> None:
+    """Their objects are swept once nothing names them."""
+    where = (PredictedPart.workspace == batch.workspace, PredictedPart.batch_prediction_id == batch.id)
+    await session.execute(delete(PredictedPart).where(*where))
+
+
+async def unnamed_of_all_workspaces(session: AsyncSession, digests: Sequence[str]) -> list[str]:
+    """Those that are no part of a batch prediction."""
+    named = set((await session.execute(select(PredictedPart.digest).where(PredictedPart.digest.in_(digests)))).scalars())
+    return [digest for digest in digests if digest not in named]

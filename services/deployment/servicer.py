@@ -5,15 +5,16 @@ import time
 from typing import Any
 from weakref import WeakValueDictionary
 
+from lepton.deployment.v1 import batch_prediction_pb2, endpoint_pb2
 from lepton.deployment.v1 import deployment_service_pb2 as pb
-from lepton.deployment.v1 import endpoint_pb2
 from lepton.deployment.v1.deployment_service_pb2_grpc import DeploymentServiceServicer
 from libs.db import Database, page_size, page_token, start_after
 from libs.errors import AppError
 from libs.service import Edge
 from services.deployment import repository, wire
+from services.deployment.batch_planner import BatchPlanner
 from services.deployment.domain.scaling import Scaling
-from services.deployment.handlers import endpoints, predictions, traffic
+from services.deployment.handlers import batch_admission, batches, endpoints, predictions, traffic
 from services.deployment.handlers.admission import Peers, admit, find_model, give_back, reserved, traceparent
 from services.deployment.handlers.endpoints import Changes
 from services.deployment.handlers.scaling import load_of
@@ -28,8 +29,9 @@ LISTED_DECISIONS = 20
 class DeploymentServicer(Edge, DeploymentServiceServicer):
     """Every method but those of other services sees the caller's workspace alone."""
 
-    def __init__(self, database: Database, peers: Peers, reconciler: Reconciler, resolver: Resolver) -> None:
+    def __init__(self, database: Database, peers: Peers, reconciler: Reconciler, resolver: Resolver, planner: BatchPlanner) -> None:
         super().__init__(database)
+        self._planner = planner
         self._peers, self._reconciler, self._resolver = peers, reconciler, resolver
         # A name's quota is taken and given back by name: making and deleting take turns.
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -139,6 +141,39 @@ class DeploymentServicer(Edge, DeploymentServiceServicer):
         async with self.unit(request) as unit:
             await predictions.record_predictions(unit, batch_id=request.batch_id, records=request.records, now=time.time())
             return await unit.reply(pb.RecordPredictionsResponse())
+
+    # Batch predictions
+
+    async def CreateBatchPrediction(self, request: pb.CreateBatchPredictionRequest, context: Any) -> batch_prediction_pb2.BatchPrediction:
+        async with self.unit(request):
+            pass  # If it was answered before, that answer is given here.
+        batch = await batch_admission.admit(self._peers, self.workspace, request, self._planner.part_rows)
+        async with self.database.unit() as unit:
+            await batches.begin_batch(unit, batch)
+        await batch_admission.reserve(self.database, self._peers, batch)
+        async with self.unit(request) as unit:
+            made = await batches.confirm_batch(unit, workspace=self.workspace, id=batch.id)
+            unit.after_commit(self._planner.wake)
+            return await unit.reply(wire.batch_message(made))
+
+    async def GetBatchPrediction(self, request: pb.GetBatchPredictionRequest, context: Any) -> batch_prediction_pb2.BatchPrediction:
+        async with self.read() as session:
+            return wire.batch_message(await repository.get_batch(session, self.workspace, request.id))
+
+    async def ListBatchPredictions(self, request: pb.ListBatchPredictionsRequest, context: Any) -> pb.ListBatchPredictionsResponse:
+        limit, before = page_size(request.page_size), start_after(request.page_token)
+        async with self.read() as session:
+            found = await repository.list_batches(session, self.workspace, before=before, limit=limit + 1)
+        return pb.ListBatchPredictionsResponse(
+            batch_predictions=[wire.batch_message(batch) for batch in found[:limit]],
+            next_page_token=page_token(found[limit - 1].id) if len(found) > limit else "",
+        )
+
+    async def CancelBatchPrediction(self, request: pb.CancelBatchPredictionRequest, context: Any) -> batch_prediction_pb2.BatchPrediction:
+        async with self.unit(request) as unit:
+            batch = await batches.cancel_batch(unit, workspace=self.workspace, id=request.id, now=time.time())
+            unit.after_commit(self._planner.wake)
+            return await unit.reply(wire.batch_message(batch))
 
     def _turn(self, name: str) -> asyncio.Lock:
         return self._turns.setdefault((self.workspace, name), asyncio.Lock())

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from libs.launcher import LauncherSettings
 from libs.service import ServiceSettings
+from services.deployment.domain.batch import PART_ROWS
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
@@ -49,6 +50,11 @@ class Settings(ServiceSettings):
     route_seconds: float = 1.5
     # What a replica has in hand may take so long once it is asked to end.
     grace_seconds: float = 10.0
+    # What one process of a batch prediction may take, and the rows that one that dies costs at most, of all but the largest datasets.
+    batch_seconds: float = Field(default=86400.0, gt=0)
+    batch_part_rows: int = Field(default=PART_ROWS, ge=1)
+    # Parts that no row names are kept for so long: they may be on their way into one.
+    part_orphan_seconds: float = 3600.0
     # A replica that does not answer its health check in three turns of so many seconds is replaced.
     probe_seconds: float = 10.0
 

@@ -1,4 +1,4 @@
-"""Endpoints, their revisions and replicas, what is seen of their traffic, and the batches of predictions that are recorded."""
+"""Endpoints, their revisions and replicas, what is seen of their traffic, recorded predictions, and batch predictions with their parts."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Float, Index, MetaData, Text, text
 from sqlmodel import Field, SQLModel
 
+from services.deployment.domain.batch import BatchState, Part, parts_of, pause_after
 from services.deployment.domain.resources import Needs
 from services.deployment.domain.rollout import Newcomer, Rollout, Seen, Served, Wanted
 from services.deployment.domain.scaling import Scaling
@@ -308,6 +309,119 @@ class ScalingDecision(Table, table=True):
     from_replicas: int
     to_replicas: int
     why: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class BatchPrediction(Table, table=True):
+    """What is to be predicted and into what, who is at it, and how far it is."""
+
+    __tablename__ = "batch_predictions"
+    __table_args__ = (
+        Index("batch_predictions_by_workspace", "workspace", "id"),
+        Index("batch_predictions_by_state", "state"),
+        Index("batch_predictions_by_allocation", "allocation_id"),
+    )
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    model: str
+    model_version: int
+    # The model package: {"path", "digest", "size_bytes"}.
+    files: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    # "name@n", and its files in the order of their rows: {"name", "digest", "rows"}.
+    dataset: str
+    splits: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    # Copied from the dataset, and all of the result's: {"name", "type", "nullable"}.
+    kept: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    columns: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    probabilities: bool
+    output: str
+    output_version: int = 0
+    part_rows: int
+    rows: int = Field(sa_type=BigInteger)
+    rows_done: int = Field(default=0, sa_type=BigInteger)
+    cpu_millis: int
+    memory_bytes: int = Field(sa_type=BigInteger)
+    state: str = BatchState.QUEUED
+    reason: str = Field(default="", sa_column=Column(Text, nullable=False))
+    error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    attempts: int = 0
+    # Processes that have died since the last part.
+    failures: int = 0
+    not_before: float = 0.0
+    # Accounts holds its rows for it until its end.
+    quota_held: bool = True
+    allocation_id: str = ""
+    node: str = ""
+    # The token grows with every claim: what a worker writes under an old one is refused.
+    lease_holder: str = ""
+    lease_token: int = 0
+    lease_expires: float = 0.0
+    create_time: float
+    start_time: float | None = None
+    end_time: float | None = None
+    traceparent: str = ""
+
+    @property
+    def reference(self) -> str:
+        """ "name@n" of the model version."""
+        return f"{self.model}@{self.model_version}"
+
+    @property
+    def holder(self) -> str:
+        """The name that compute knows its allocation by."""
+        return f"batch-predictions/{self.id}"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("cpu", 1, self.memory_bytes, self.cpu_millis)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All of them, in the order of their rows."""
+        return parts_of([(split["name"], split["rows"]) for split in self.splits], self.part_rows)
+
+    def place(self, allocation_id: str, node: str) -> None:
+        """Where it has its allocation; an empty `node`: nowhere yet."""
+        self.allocation_id, self.node = allocation_id, node
+
+    def claim(self, holder: str, expires: float, now: float) -> None:
+        """A worker takes it: another attempt, fenced off from the ones before."""
+        self.lease_holder, self.lease_token, self.lease_expires = holder, self.lease_token + 1, expires
+        self.attempts += 1
+        self.start_time = self.start_time or now
+        self.state, self.reason = BatchState.RUNNING, "its process is on its way"
+
+    def put_back(self, reason: str, now: float, *, failed: bool, pause: float) -> None:
+        """Its worker leaves it; one that was asked to cancel is cancelled."""
+        self.lease_holder, self.lease_expires = "", 0.0
+        if self.state == BatchState.CANCELLING:
+            self.end(BatchState.CANCELLED, "cancelled", now)
+            return
+        self.failures += failed
+        self.state, self.reason = BatchState.QUEUED, reason
+        self.not_before = now + (pause_after(self.failures) if failed else pause)
+
+    def fail(self, error: dict[str, Any], now: float) -> None:
+        self.error = error
+        self.end(BatchState.FAILED, error["detail"], now)
+
+    def end(self, state: BatchState, reason: str, now: float) -> None:
+        """What it holds is given back by who sees it ended."""
+        self.state, self.reason, self.end_time = state, reason, now
+        self.lease_holder, self.lease_expires = "", 0.0
+
+
+class PredictedPart(Table, table=True):
+    """A part that lies in the artifact store: its rows are predicted, and told to be billed, in the transaction that made this row."""
+
+    __tablename__ = "predicted_parts"
+    __table_args__ = (Index("predicted_parts_by_digest", "digest"),)
+
+    batch_prediction_id: str = Field(primary_key=True, foreign_key="batch_predictions.id")
+    number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    workspace: str
+    digest: str
+    size: int = Field(sa_type=BigInteger)
 
 
 def _group(endpoint: str, revision: int, id: str) -> str:

@@ -7,21 +7,28 @@ from typing import Any
 
 from lepton.common.v1.resource_pb2 import Accelerator, Resources
 from lepton.compute.v1.node_pb2 import Node
-from lepton.deployment.v1 import deployment_service_pb2, endpoint_pb2, events_pb2
+from lepton.data.v1 import data_service_pb2, dataset_pb2
+from lepton.deployment.v1 import batch_prediction_pb2, deployment_service_pb2, endpoint_pb2, events_pb2
+from lepton.training.v1 import model_pb2
 from lepton.training.v1.model_pb2 import ModelVersion
 from libs.errors import AppError, Invalid, Violation
 from libs.events import Event
 from libs.rpc import to_problem
 from libs.rpc.names import enum_name_by_number, enum_number_by_name
+from services.deployment.domain.batch import Column, Field, Part
 from services.deployment.domain.resources import Needs, Room
 from services.deployment.domain.rollout import Rollout
 from services.deployment.domain.scaling import Load, Scaling
 from services.deployment.domain.states import ACTIVE, LIVE, ReplicaState
-from services.deployment.tables import Endpoint, Replica, Revision, ScalingDecision
+from services.deployment.tables import BatchPrediction, Endpoint, PredictedPart, Replica, Revision, ScalingDecision
 
 _ENDPOINT_STATES = enum_number_by_name(endpoint_pb2.EndpointState.DESCRIPTOR)
 _REPLICA_STATES = enum_number_by_name(endpoint_pb2.ReplicaState.DESCRIPTOR)
 _REVISION_STATES = enum_number_by_name(endpoint_pb2.RevisionState.DESCRIPTOR)
+_BATCH_STATES = enum_number_by_name(batch_prediction_pb2.BatchPredictionState.DESCRIPTOR)
+_FIELD_TYPES = enum_name_by_number(model_pb2.FieldType.DESCRIPTOR)
+_COLUMN_TYPES = enum_name_by_number(dataset_pb2.ColumnType.DESCRIPTOR)
+_COLUMN_NUMBERS = enum_number_by_name(dataset_pb2.ColumnType.DESCRIPTOR)
 _ACCELERATORS = enum_name_by_number(Accelerator.DESCRIPTOR)
 _ACCELERATOR_NUMBERS = enum_number_by_name(Accelerator.DESCRIPTOR)
 
@@ -227,6 +234,62 @@ def replicas_served(workspace: str, endpoint: str, seconds: float, now: float) -
     message = events_pb2.ReplicasServed(workspace=workspace, endpoint=endpoint, seconds=seconds)
     message.time.FromNanoseconds(int(now * 1e9))
     return Event.of(message, key=f"{workspace}/{endpoint}")
+
+
+def fields_of(fields: Iterable[model_pb2.SignatureField]) -> list[Field]:
+    return [Field(field.name, _FIELD_TYPES[field.type], field.optional, tuple(field.categories)) for field in fields]
+
+
+def columns_of(version: dataset_pb2.DatasetVersion) -> list[Column]:
+    return [Column(column.name, _COLUMN_TYPES[column.type], column.nullable) for column in version.columns]
+
+
+def splits_of(version: dataset_pb2.DatasetVersion) -> list[dict[str, Any]]:
+    """As a row keeps them."""
+    return [{"name": split.name, "digest": split.file.digest, "rows": split.rows} for split in version.splits]
+
+
+def batch_message(row: BatchPrediction) -> batch_prediction_pb2.BatchPrediction:
+    message = batch_prediction_pb2.BatchPrediction(
+        id=row.id,
+        workspace=row.workspace,
+        model=row.reference,
+        dataset=row.dataset,
+        output=row.output,
+        output_version=row.output_version,
+        state=_BATCH_STATES[row.state],  # type: ignore[arg-type]
+        reason=row.reason,
+        rows=row.rows,
+        rows_done=row.rows_done,
+        resources=resources_message(row.needs),
+        attempts=row.attempts,
+    )
+    if row.error:
+        message.error.CopyFrom(to_problem(AppError.from_dict(row.error)))
+    for name in ("create_time", "start_time", "end_time"):
+        if (seconds := getattr(row, name)) is not None:
+            getattr(message, name).FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def derived_version(row: BatchPrediction, parts: Iterable[PredictedPart]) -> data_service_pb2.CreateDerivedDatasetVersionRequest:
+    """The same for the same job, whenever it is asked for."""
+    request = data_service_pb2.CreateDerivedDatasetVersionRequest(
+        name=row.output, source=row.dataset, model=row.reference, batch_prediction=row.id
+    )
+    for column in row.columns:
+        number = _COLUMN_NUMBERS[column["type"]]
+        request.columns.add(name=column["name"], type=number, nullable=column["nullable"])
+    planned = row.parts
+    for part in parts:
+        request.parts.add(digest=part.digest, size_bytes=part.size, path=planned[part.number].split)
+    return request
+
+
+def part_served(row: BatchPrediction, part: Part, now: float) -> Event:
+    message = events_pb2.PredictionsServed(workspace=row.workspace, requests=1, rows=part.rows, batch_prediction=row.id)
+    message.time.FromNanoseconds(int(now * 1e9))
+    return Event.of(message, key=f"{row.workspace}/{row.id}")
 
 
 def _key(endpoint: Endpoint) -> str:

@@ -1,4 +1,4 @@
-"""Where a process keeps its replicas' folders and the model packages: one process at a time, and the next one knows who was before."""
+"""Where a process keeps folders of what it runs, and model packages: one process at a time, and the next one knows who was before."""
 
 import fcntl
 import shutil
@@ -13,12 +13,12 @@ class WorkFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.replicas, self.packages = root / "replicas", root / "packages"
+        self.replicas, self.batches, self.packages = root / "replicas", root / "batches", root / "packages"
         self._lock: IO[str] | None = None
 
     def open(self) -> str:
         """Takes it, without what was left in it; answers who had it before and is dead. Raises Conflict while another process has it."""
-        for folder in (self.replicas, self.packages):
+        for folder in (self.replicas, self.batches, self.packages):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (self._root / "owner").open("a+")
         try:
@@ -27,7 +27,7 @@ class WorkFolder:
             lock.close()
             raise Conflict(f"{self._root} is another process's work folder; LEPTON_DEPLOYMENT_WORK_DIR gives each its own") from error
         self._lock = lock
-        for left in self.replicas.iterdir():
+        for left in (*self.replicas.iterdir(), *self.batches.iterdir()):
             shutil.rmtree(left, ignore_errors=True)
         lock.seek(0)
         return lock.read().strip()

@@ -5,6 +5,7 @@ from typing import Any
 EXAMPLES: dict[str, Any] = {
     "CreateDataset": {"name": "wdbc", "description": "Breast cancer Wisconsin (diagnostic)"},
     "CreateUpload": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "size_bytes": 41943040},
+    "CreateBatchPrediction": {"model": "wdbc", "dataset": "wdbc@2", "output": "wdbc-predicted", "columns": ["id"]},
     "CreateTransform": {
         "version": 1,
         "steps": [

@@ -28,13 +28,14 @@ from services.gateway.operations import Operation
 from services.gateway.settings import Limits
 
 # Long work: the answer is a resource to watch.
-_ACCEPTED = {"CreateTrainingJob", "CreateTransform"}
+_ACCEPTED = {"CreateBatchPrediction", "CreateTrainingJob", "CreateTransform"}
 # Where the thing in an answer can be found again.
 _LOCATIONS = {
     "lepton.accounts.v1.CreateWorkspaceResponse": "/v1/workspaces/{workspace.name}",
     "lepton.accounts.v1.Invoice": "/v1/invoices/{number}",
     "lepton.data.v1.Dataset": "/v1/datasets/{name}",
     "lepton.data.v1.DatasetVersion": "/v1/datasets/{dataset}/versions/{number}",
+    "lepton.deployment.v1.BatchPrediction": "/v1/batch-predictions/{id}",
     "lepton.deployment.v1.Endpoint": "/v1/endpoints/{name}",
     "lepton.marketplace.v1.Listing": "/v1/listings/{slug}",
     "lepton.training.v1.TrainingJob": "/v1/training-jobs/{id}",

@@ -74,6 +74,34 @@ def test_data_to_money(platform: Platform, client: la.Client, demo: flow.Flow, t
     assert services
 
 
+def test_every_row_of_a_dataset(client: la.Client, trained: la.ModelVersion) -> None:
+    """As the model says of its own: each row once, in order, and billed once. What the model cannot read is said before anything runs."""
+    version = client.batch_predict(trained, "wdbc@2", "wdbc-answers", columns=["diagnosis", "mean_radius"], timeout=120, progress=False)
+    source = client.datasets.version("wdbc@2")
+    assert version.ref == "wdbc-answers@1"
+    assert [(split.name, split.rows) for split in version.splits] == [(split.name, split.rows) for split in source.splits]
+    lineage = version.lineage
+    assert lineage is not None
+    assert (lineage.kind, lineage.source, lineage.model) == ("prediction", "wdbc@2", trained.ref)
+    answers, rows = client.datasets.to_pandas(version), client.datasets.to_pandas("wdbc@2")
+    assert list(answers) == ["diagnosis", "mean_radius", "prediction", "probability_B", "probability_M"]
+    pd.testing.assert_frame_equal(answers[["diagnosis", "mean_radius"]], rows[["diagnosis", "mean_radius"]])
+    assert (answers["prediction"] == answers["diagnosis"]).mean() > 0.94
+    assert np.allclose(answers["probability_B"] + answers["probability_M"], 1)
+    (batch,) = client.batch_predictions.list()
+    assert (batch.state, batch.rows_done, batch.attempts) == ("succeeded", source.rows, 1)
+    (line,) = eventually(
+        lambda: [
+            use for use in client.account.usage().lines if use.resource == f"batch-predictions/{batch.id}" and use.metric == "predictions"
+        ]
+    )
+    assert line.quantity == source.rows
+    with pytest.raises(la.InvalidData, match="has no column 'mean_texture', which the model reads"):
+        client.batch_predictions.create(trained, version, "again", columns=["diagnosis"])
+    with pytest.raises(la.NotFound, match="did you mean wdbc"):
+        client.batch_predictions.create("wdbcc", "wdbc@2", "again")
+
+
 def test_weights_of_another_version(client: la.Client, trained: la.ModelVersion) -> None:
     spec = {**MLP, "dataset": "wdbc@2", "epochs": 1, "learning_rate": 1e-5}
     further = train(client, **spec, output_model="wdbc-further", init=trained.ref)

@@ -11,7 +11,7 @@ from services.accounts.domain.quotas import COUNTERS, METRICS, Limits, Quota, ch
 from services.accounts.tables import Plan, Reservation, Workspace
 
 # These stand until the job's end is told, however long it takes.
-STANDING = "training-jobs/"
+STANDING = ("training-jobs/", "batch-predictions/")
 # Rows of others' listings are the buyer's predictions: the gateway reserves them as such, so they are used up as such.
 COUNTED_AS = {"listing_rows": "predictions"}
 

@@ -34,6 +34,7 @@ class Peers:
     accounts: Client
     compute: Client
     training: Client
+    data: Client
 
 
 async def find_model(peers: Peers, reference: str) -> Served:
@@ -47,14 +48,14 @@ async def find_model(peers: Peers, reference: str) -> Served:
 
 async def admit(peers: Peers, reference: str, needs: Needs) -> Served:
     """The model version, once it is sure that some node could hold a replica of it."""
-    served, rooms = await asyncio.gather(find_model(peers, reference), _rooms(peers))
-    if never := why_never(served.complete(needs), rooms):
+    served, found = await asyncio.gather(find_model(peers, reference), rooms(peers))
+    if never := why_never(served.complete(needs), found):
         raise Invalid.of([Violation("resources", never)], code="invalid_spec")
     return served
 
 
-async def _rooms(peers: Peers) -> list[Room]:
-    """None where compute does not say: it will, when it is asked for an allocation."""
+async def rooms(peers: Peers) -> list[Room]:
+    """All that each node has; none where compute does not say: it will, when it is asked for an allocation."""
     try:
         return [wire.room_of(node) for node in (await peers.compute.ListNodes(ListNodesRequest(page_size=1000), timeout=2)).nodes]
     except AppError as error:

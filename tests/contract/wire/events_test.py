@@ -18,7 +18,7 @@ from tests.contract.wire.catalogue import EVENTS, ROOT, service_of
 
 REACTIONS = {
     "accounts": accounts.reactions(Decimal(20)),
-    "deployment": deployment.reactions(lambda: None),
+    "deployment": deployment.reactions(lambda: None, lambda: None),
     "marketplace": marketplace.reactions(),
     "training": training.consumers(lambda: None),
 }

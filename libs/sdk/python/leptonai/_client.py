@@ -5,6 +5,7 @@ import threading
 from typing import Any, Self
 
 from leptonai._account import Account, AsyncAccount
+from leptonai._batch_predictions import AsyncBatchPredictions, BatchPredictions
 from leptonai._compute import AsyncCompute, AsyncTraces, Compute, Traces
 from leptonai._datasets import AsyncDatasets, Datasets
 from leptonai._endpoints import AsyncEndpoints, Endpoints
@@ -14,6 +15,7 @@ from leptonai._models import AsyncModels, Models
 from leptonai._session import DEFAULT_URL, AsyncSession, Session, Settings
 from leptonai._training_jobs import AsyncTrainingJobs, TrainingJobs
 from leptonai._transport import AsyncTransport, Transport
+from leptonai._types import DatasetVersion
 
 _lock = threading.Lock()
 _latest: "Client | None" = None
@@ -42,12 +44,19 @@ class Client:
         self.training_jobs = TrainingJobs(self._session)
         self.models = Models(self._session)
         self.endpoints = Endpoints(self._session)
+        self.batch_predictions = BatchPredictions(self._session)
         self.listings = Listings(self._session)
         self.account = Account(self._session)
         self.compute = Compute(self._session)
         self.traces = Traces(self._session)
         with _lock:
             _latest = self
+
+    def batch_predict(self, model: Any, dataset: Any, output: str, *, timeout: float | None = None, **options: Any) -> DatasetVersion:
+        """Predicts every row of a dataset version and returns the version with the answers: `batch_predictions.create`, then `wait`."""
+        progress = options.pop("progress", None)
+        made = self.batch_predictions.create(model, dataset, output, **options)
+        return self.datasets.version(self.batch_predictions.wait(made, timeout=timeout, progress=progress).version)
 
     @property
     def base_url(self) -> str:
@@ -93,10 +102,17 @@ class AsyncClient:
         self.training_jobs = AsyncTrainingJobs(self._session)
         self.models = AsyncModels(self._session)
         self.endpoints = AsyncEndpoints(self._session)
+        self.batch_predictions = AsyncBatchPredictions(self._session)
         self.listings = AsyncListings(self._session)
         self.account = AsyncAccount(self._session)
         self.compute = AsyncCompute(self._session)
         self.traces = AsyncTraces(self._session)
+
+    async def batch_predict(self, model: Any, dataset: Any, output: str, *, timeout: float | None = None, **options: Any) -> DatasetVersion:
+        """As Client.batch_predict."""
+        progress = options.pop("progress", None)
+        made = await self.batch_predictions.create(model, dataset, output, **options)
+        return await self.datasets.version((await self.batch_predictions.wait(made, timeout=timeout, progress=progress)).version)
 
     @property
     def base_url(self) -> str:

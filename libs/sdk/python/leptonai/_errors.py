@@ -75,16 +75,19 @@ class Violation:
 
 
 class JobFailed(LeptonError):
-    """A training job ended without a model. `job` is the job, `problem` what ended it (None when it was cancelled)."""
+    """A training job ended without a model, or a batch prediction without a dataset version. `job` is the job, `problem` what ended it
+    (None when it was cancelled)."""
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: Any, kind: str = "training job", advice: str = "read its output with `lepton train logs {id}`") -> None:
         self.job = job
         self.problem = job.error
         what = "was cancelled" if job.state == "cancelled" else "failed"
-        lines = [f"training job {job.id} {what}: {self.problem.detail if self.problem else job.reason or 'no reason was given'}"]
+        lines = [f"{kind} {job.id} {what}: {self.problem.detail if self.problem else job.reason or 'no reason was given'}"]
         if self.problem:
             lines += [f"  - {violation}" for violation in _telling(self.problem.detail, self.problem.errors)]
-        lines.append(f"  read its output with `lepton train logs {job.id}`" + (f"; trace {job.trace_id}" if job.trace_id else ""))
+        trace = getattr(job, "trace_id", "")
+        self.advice = advice.format(id=job.id)
+        lines.append(f"  {self.advice}" + (f"; trace {trace}" if trace else ""))
         super().__init__("\n".join(lines))
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from leptonai._types import JobEvent
+from leptonai._types import BatchPrediction, JobEvent
 
 
 def wanted(progress: bool | None) -> bool:
@@ -50,5 +50,30 @@ def job_progress(progress: bool | None) -> Iterator[Callable[[JobEvent], None]]:
                 bar.update(task, description=described[:60], total=epochs or None)
             shown = [f"{name} {figures[name]:.4g}" for name in ("loss", "validation_loss") if name in figures]
             bar.update(task, figures="  ".join(shown).replace("_", " "))
+
+        yield show
+
+
+@contextmanager
+def rows_progress(progress: bool | None) -> Iterator[Callable[[BatchPrediction], None]]:
+    """A bar of the rows that are predicted, fed with the job as it is."""
+    if not wanted(progress):
+        yield lambda batch: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rows", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("predicting", total=None)
+
+        def show(batch: BatchPrediction) -> None:
+            described = f"{batch.state}: {batch.reason}" if batch.state == "queued" and batch.reason else batch.state
+            bar.update(task, description=described[:60], completed=batch.rows_done, total=batch.rows or None)
 
         yield show

@@ -115,15 +115,19 @@ class Split(Record):
 
 @record
 class Lineage(Record):
-    """Where a version came from: an "upload", or a "transform" of `source` by `steps`."""
+    """Where a version came from: an "upload", a "transform" of `source` by `steps`, or a "prediction" of `source` by `model`."""
 
     kind: str = ""
     source: str = ""
     steps: tuple[Any, ...] = ()
     file_name: str = ""
     upload: Artifact | None = None
+    model: str = ""
+    batch_prediction: str = ""
 
     def __str__(self) -> str:
+        if self.kind == "prediction":
+            return f"prediction of {self.source} by {self.model}"
         steps = ", ".join(next(iter(step)) for step in self.steps if isinstance(step, Mapping) and step)
         return f"transform of {self.source}: {steps}" if self.kind == "transform" else f"{self.kind} {self.file_name}".strip()
 
@@ -302,6 +306,42 @@ class TrainingJob(Record):
     def ended(self) -> bool:
         """It will not change any more."""
         return self.state in ("succeeded", "failed", "cancelled")
+
+
+@record
+class BatchPrediction(Record):
+    """A model's answer to every row of a dataset version, as a new version.
+
+    `state`: queued, running, registering, cancelling; at the end succeeded (then `version` is "name@n"), failed (then `error` says why) or
+    cancelled.
+    """
+
+    id: str = ""
+    state: str = ""
+    reason: str = ""
+    model: str = ""
+    dataset: str = ""
+    output: str = ""
+    output_version: int = 0
+    rows: int = 0
+    rows_done: int = 0
+    error: Problem | None = None
+    resources: Resources | None = None
+    attempts: int = 0
+    create_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    workspace: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """It will not change any more."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    @property
+    def version(self) -> str:
+        """The dataset version that it makes; "" until that has begun."""
+        return f"{self.output}@{self.output_version}" if self.output_version else ""
 
 
 @record

@@ -67,6 +67,13 @@ def test_json_is_the_only_thing_on_stdout(lepton: Lepton, platform: FakePlatform
         (["train", "logs", "job-1"], lambda v: v[0]["stream"] == "stdout"),
         (["model", "show", "m"], lambda v: v["number"] == 1),
         (["model", "push", "mine", str(tmp_path)], lambda v: v["source"] == "uploaded"),
+        (
+            ["batch", "predict", "d@1", "-m", "m", "-o", "answers", "--columns", "x"],
+            lambda v: (v["state"], v["rows_done"]) == ("succeeded", 4),
+        ),
+        (["batch", "predict", "d@1", "-m", "m", "-o", "more", "--detach"], lambda v: v["state"] == "queued"),
+        (["batch", "cancel", "bp-2"], lambda v: v["state"] == "cancelled"),
+        (["batch", "list"], lambda v: [batch["output"] for batch in v] == ["answers", "more"]),
         (["endpoint", "create", "e", "-m", "m@1"], lambda v: v["state"] == "ready"),
         (["endpoint", "predict", "e", "-r", '{"x": 1}'], lambda v: v == {"predictions": [1.0]}),
         (["endpoint", "delete", "e"], lambda v: v == {"deleted": "e"}),
@@ -106,6 +113,17 @@ def test_what_the_platform_refuses_is_two_lines_and_2(lepton: Lepton, platform: 
     what, fix = two(lepton("account", "me")[2])
     assert what == "error: a: two things are wrong"
     assert fix.startswith("  fix: a: is wrong; b [31m: too (accepted: c)")
+
+
+def test_a_batch_prediction_that_failed_says_why(lepton: Lepton, platform: FakePlatform) -> None:
+    problem = {"code": "invalid_data", "detail": "row 1 lacks 'a'; drop such rows", "errors": []}
+    platform.batches["bp-1"] = {"id": "bp-1", "state": "failed", "reason": "", "error": problem}
+    code, out, err = lepton("batch", "wait", "bp-1")
+    assert (code, out) == (1, "")
+    assert two(err) == (
+        "error: batch prediction bp-1 failed: row 1 lacks 'a'; drop such rows",
+        "  fix: look at it with `lepton batch show bp-1`",
+    )
 
 
 def test_a_used_up_quota_says_what_is_left_and_who_has_more(lepton: Lepton, platform: FakePlatform) -> None:

@@ -605,3 +605,28 @@ def test_both_clients_have_the_same_calls(client: la.Client) -> None:
         have, has = ({name for name in dir(getattr(side, noun)) if name[0] != "_"} for side in (client, async_client))
         assert have - has <= {"to_pandas"}
         assert has <= have
+
+
+def test_a_batch_prediction_answers_the_version_that_it_made(client: la.Client, platform: FakePlatform) -> None:
+    made = client.batch_predict("m@1", "d@1", "answers", columns=["x"], probabilities=False, progress=True, timeout=20)
+    assert (made.ref, made.rows) == ("answers@1", 4)
+    (asked,) = platform.asked("POST", "/v1/batch-predictions")
+    body = {"model": "m@1", "dataset": "d@1", "output": "answers", "columns": ["x"], "probabilities": False}
+    assert json.loads(asked["body"]) == body
+    assert asked["headers"]["idempotency-key"]
+    (batch,) = client.batch_predictions.list()
+    assert (batch.version, batch.ended, batch.rows_done) == ("answers@1", True, 4)
+
+
+def test_one_that_was_cancelled_is_a_failure(client: la.Client) -> None:
+    made = client.batch_predictions.create("m@1", "d@1", "answers")
+    assert client.batch_predictions.cancel(made).state == "cancelled"
+    with pytest.raises(la.JobFailed, match="batch prediction bp-1 was cancelled"):
+        client.batch_predictions.wait(made)
+
+
+async def test_the_same_awaited(platform: FakePlatform) -> None:
+    async with la.AsyncClient(KEY, platform.url) as client:
+        made = await client.batch_predict("m@1", "d@1", "answers")
+        assert made.ref == "answers@1"
+        assert [batch.id async for batch in client.batch_predictions.list()] == ["bp-1"]

@@ -25,6 +25,7 @@ class FakePlatform:
         self.tables: dict[str, list[dict[str, str]]] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.models: dict[str, list[dict[str, Any]]] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
         self.endpoints: dict[str, dict[str, Any]] = {}
         self.predict: Callable[[str, dict[str, Any]], Any] = lambda model, record: 1.0
         self.events: list[bytes] = []
@@ -197,6 +198,26 @@ class FakePlatform:
         if rest[1:] == ["logs"]:
             return ok({"logs": [{"number": 1, "stream": "stdout", "text": "hello \x1b[31mred"}], "next_page_token": ""})
         return ok(job)
+
+    def _batch_predictions(self, method: str, rest: list[str], request: dict[str, Any]) -> Answer | None:
+        if not rest and method == "POST":
+            body = json.loads(request["body"])
+            id = f"bp-{len(self.batches) + 1}"
+            self.batches[id] = {**body, "id": id, "state": "running", "rows": 4, "rows_done": 0, "output_version": 0}
+            return 202, {**self.batches[id], "state": "queued"}, {}
+        if not rest:
+            return ok({"batch_predictions": list(self.batches.values()), "next_page_token": ""})
+        if rest[0] not in self.batches:
+            return None
+        batch = self.batches[rest[0]]
+        if rest[1:] == ["cancel"]:
+            batch["state"] = "cancelled"
+        elif batch["state"] == "running":
+            batch["rows_done"] += 2
+            if batch["rows_done"] == batch["rows"]:
+                batch.update(state="succeeded", output_version=1)
+                self.datasets[batch["output"]] = [{"dataset": batch["output"], "number": 1, "state": "ready", "rows": batch["rows"]}]
+        return ok(batch)
 
     def _models(self, method: str, rest: list[str], request: dict[str, Any]) -> Answer | None:
         if rest[1:] == ["content"] and method == "PUT":

@@ -21,6 +21,7 @@ NOUNS = {
     "train": "Submit and follow training jobs.",
     "model": "Look at and download trained models.",
     "endpoint": "Serve models and ask them.",
+    "batch": "Predict every row of a dataset.",
     "market": "Publish models, and use others'.",
     "compute": "Machines, and who holds a share of them.",
     "account": "Workspaces, members, keys, plans, invoices.",

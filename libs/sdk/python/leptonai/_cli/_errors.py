@@ -48,7 +48,7 @@ def _told(error: Any, words: list[str]) -> tuple[str, str]:
     if isinstance(error, JobFailed):
         what = str(error).splitlines()[0]
         violations = error.problem.errors if error.problem else ()
-        return what, _advice(violations, what) or f"read its output with `lepton train logs {error.job.id}`"
+        return what, _advice(violations, what) or error.advice
     if isinstance(error, Unauthenticated) and not error.raw:
         return "there is no API key", _by_kind(error, words)
     if isinstance(error, APIError):
