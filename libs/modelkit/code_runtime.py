@@ -1,7 +1,7 @@
 """A model whose owner wrote its code: a class `Model` that answers in the sandbox, never in this process. Its answers are checked here."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,6 @@ class CodeRuntime:
         offers = sandbox.offers
         self.generate: Generate | None = self._generate if "generate" in offers else None
         self.embed: Embed | None = self._embed if "embed" in offers else None
-        self.stream: Callable[[Any], Iterator[Any]] | None = self._stream if "stream" in offers else None
 
     def read(self, records: Sequence[Any]) -> Raw:
         """Checks records as far as a signature says what they are; raises `Invalid` ("invalid_record") that names each wrong field."""
@@ -86,10 +85,6 @@ class CodeRuntime:
         if not all(_fits(_NUMBER, each, shape) for each in found):
             raise AppError("The model's code must embed each text as a list of numbers, all of one length", code="upstream_failed")
         return [[float(number) for number in each] for each in found]
-
-    def _stream(self, record: Any) -> Iterator[Any]:
-        """Texts, or pieces of JSON, that answer one record."""
-        return self._sandbox.stream("stream", record)
 
     def close(self) -> None:
         """Ends the process."""

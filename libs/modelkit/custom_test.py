@@ -157,7 +157,7 @@ def writer(tmp_path: Path) -> Iterator[CodeRuntime | None]:
 
 
 def written_by(writer: CodeRuntime, prompt: str, tokens: int = 3) -> Iterator[str]:
-    assert writer.generate and writer.embed and writer.stream is None
+    assert writer.generate and writer.embed
     return writer.generate(prompt, max_tokens=tokens, temperature=0.5, stop=["."])
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any
 
-OFFERS = ("predict", "stream", "generate", "embed")
+OFFERS = ("predict", "generate", "embed")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _HEAD = struct.Struct(">I")
 _READ, _ALL_FILE = 0b1101, 0b1000000000000111

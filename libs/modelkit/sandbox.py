@@ -51,7 +51,7 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._turn = threading.RLock()
         self._streams, self._opened = 0, 0
-        # Which of predict, stream, generate and embed the class has; known once it is loaded.
+        # Which of predict, generate and embed the class has; known once it is loaded.
         self.offers: frozenset[str] = frozenset()
 
     def __enter__(self) -> "Sandbox":
