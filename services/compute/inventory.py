@@ -15,9 +15,9 @@ from lepton.compute.v1 import node_pb2
 from lepton.compute.v1.compute_service_pb2 import RegisterNodeRequest
 from services.compute.domain.demand import MOST, demand, thousandths
 
-# Pods of runs and replicas bear this label: compute counts them itself, by their allocations.
+# Pods of runs, replicas and batch predictions bear this label: compute counts them itself, by their allocations.
 ROLE_LABEL = "lepton.dev/role"
-OWN_ROLES = ("run", "replica")
+OWN_ROLES = ("run", "replica", "batch")
 FINISHED = ("Failed", "Succeeded")
 # Set and taken away by Kubernetes itself, as things go on a machine; other keys keep machines for others.
 PASSING_TAINTS = "node.kubernetes.io/"

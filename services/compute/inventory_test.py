@@ -57,7 +57,7 @@ def offer(machine: Machine, *pods: Pod, tolerated: tuple[str, ...] = ("nvidia.co
 def test_what_others_ask_for_is_not_offered_and_what_the_platform_runs_is() -> None:
     others = pod({"cpu": "500m", "memory": "1Gi"})
     done = pod({"cpu": "1", "memory": "1Gi"}, phase="Succeeded"), pod({"cpu": "1"}, phase="Failed")
-    ours = pod({"cpu": "2", "memory": "2Gi"}, role="run"), pod({"cpu": "1"}, role="replica")
+    ours = pod({"cpu": "2", "memory": "2Gi"}, role="run"), pod({"cpu": "1"}, role="replica"), pod({"cpu": "1"}, role="batch")
     service = pod({"cpu": "250m"}, role="control")
     node = offer(machine(labels={"lepton.dev/pool": "big"}), others, *done, *ours, service, pod({}, phase="Pending"))
     assert node == node_pb2.Node(
