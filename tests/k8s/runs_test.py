@@ -1,10 +1,12 @@
 """Training runs and replicas as the cluster shows them, and what users hear when it takes something away or refuses it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import leptonai as la
 from tests.chaos.flow import job, upload
 from tests.cluster import Cluster
 from tests.platform import eventually
@@ -264,3 +266,45 @@ def test_an_image_that_cannot_be_had_is_told_in_words(cluster_platform: Cluster)
         cluster_platform.up()
         tenant.kubectl("rollout", "restart", "statefulset/runner")
         tenant.rolled_out("runner")
+
+
+def test_every_row_of_a_dataset_is_predicted_in_a_pod_of_its_own(cluster_platform: Cluster) -> None:
+    tenant = cluster_platform.workspace("rows")
+    upload(tenant, "line")
+    ended(tenant, submitted(tenant, training={"epochs": 3}))
+    with tenant.http() as http:
+        asked = {"model": "model-0@1", "dataset": "line@1", "output": "answers"}
+        answer = http.post("/v1/batch-predictions", json=asked)
+        assert answer.status_code in (201, 202), answer.text
+        id = answer.json()["id"]
+        assert eventually(lambda: tenant.get("pods", "--selector", f"lepton.dev/role=batch,lepton.dev/job={id}"), timeout=60)
+
+        def batch() -> dict[str, Any]:
+            return dict(http.get(f"/v1/batch-predictions/{id}").json())
+
+        assert eventually(lambda: batch()["state"] in ("succeeded", "failed"), timeout=120), batch()
+        assert (batch()["state"], batch()["rows_done"], batch()["attempts"]) == ("succeeded", 200, 1), batch()
+        assert http.get("/v1/datasets/answers/versions/1").json()["rows"] == 200
+
+
+CODE = b"""
+import os
+
+class Model:
+    def predict(self, records):
+        return [len(open(record).read()) if record else os.getuid() for record in records]
+"""
+
+
+def test_code_that_a_member_wrote_answers_from_a_sandbox_in_its_pod(cluster_platform: Cluster, tmp_path: Path) -> None:
+    tenant = cluster_platform.workspace("code")
+    (tmp_path / "model.py").write_bytes(CODE)
+    with la.Client(tenant.key, tenant.url) as client:
+        client.models.push("code", tmp_path)
+        client.endpoints.create("code", "code@1")
+        client.endpoints.wait_ready("code", 120)
+        assert client.endpoints.predict("code", [""]) == [10001]
+        for secret in ("/proc/1/environ", "/etc/hostname"):
+            with pytest.raises(la.APIError, match="Permission"):
+                client.endpoints.predict("code", [secret])
+        client.endpoints.delete("code")
