@@ -108,7 +108,7 @@ def test_enums_by_name() -> None:
     [violation] = raised.value.errors
     assert violation.suggestions == ("regression",)
     assert violation.message == (
-        'must be one of regression, classification, image_classification, text_classification; got the text "regresion"'
+        'must be one of regression, classification, image_classification, text_classification, text_generation; got the text "regresion"'
     )
 
 

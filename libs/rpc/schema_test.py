@@ -40,7 +40,7 @@ def test_bounds_and_words(components: dict[str, Any]) -> None:
 
 def test_enums_are_short_names(components: dict[str, Any]) -> None:
     task = components["CreateTrainingJobRequest"]["properties"]["task"]
-    assert task["enum"] == ["regression", "classification", "image_classification", "text_classification"]
+    assert task["enum"] == ["regression", "classification", "image_classification", "text_classification", "text_generation"]
     assert components["TrainingSpec"]["properties"]["optimizer"]["enum"][0] == "unspecified"
 
 

@@ -108,7 +108,8 @@ async def test_a_call_arrives_on_behalf_of_its_workspace(client: Client, compute
     [call] = compute.calls
     assert call.identity == Identity("gateway", "acme", "ann@acme.test", options_pb2.ROLE_VIEWER)
     assert call.method == "lepton.compute.v1.ComputeService/GetAllocation"
-    assert 9 < (call.remaining() or 0) <= 10
+    # On its way gRPC rounds it up.
+    assert 9 < (call.remaining() or 0) <= 10.2
     assert current_call() == Call()
 
 

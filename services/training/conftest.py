@@ -73,7 +73,7 @@ class FakeData(DataServiceServicer):
 
 
 class FakeCompute(ComputeServiceServicer):
-    """One node of 4 cores and 8 GiB; as many allocations as `room` says."""
+    """One node of 4 cores and 8 GiB; as many allocations as `room` says. `on_granted` hears of jobs that waited."""
 
     def __init__(self) -> None:
         self.allocations: dict[str, allocation_pb2.Allocation] = {}
@@ -81,6 +81,7 @@ class FakeCompute(ComputeServiceServicer):
         self.asked: list[str] = []
         self.renewals = 0
         self.error: AppError | None = None
+        self.on_granted: Callable[[str], Any] = lambda job_id: None
 
     async def ListNodes(self, request: Any, context: Any = None, **_: Any) -> compute_service_pb2.ListNodesResponse:
         return compute_service_pb2.ListNodesResponse(nodes=[node_pb2.Node(name="n1", cpu_millis=4000, memory_bytes=8 << 30)])
@@ -101,12 +102,16 @@ class FakeCompute(ComputeServiceServicer):
                 state=allocation_pb2.ALLOCATION_STATE_QUEUED,
             )
             self.allocations[allocation.id] = allocation
-        if allocation.state == 1 and len(self.held) < self.room:
-            allocation.MergeFrom(allocation_pb2.Allocation(state=allocation_pb2.ALLOCATION_STATE_GRANTED, node="n1"))
-            allocation.ClearField("reason")
-        elif allocation.state == 1:
+        if allocation.state == 1 and not self._grant(allocation):
             allocation.reason = "waits for 1 core: all are in use"
         return allocation
+
+    def _grant(self, allocation: allocation_pb2.Allocation) -> bool:
+        if len(self.held) >= self.room:
+            return False
+        allocation.MergeFrom(allocation_pb2.Allocation(state=allocation_pb2.ALLOCATION_STATE_GRANTED, node="n1"))
+        allocation.ClearField("reason")
+        return True
 
     async def BatchGetAllocations(self, request: Any, context: Any = None, **_: Any) -> compute_service_pb2.BatchGetAllocationsResponse:
         found = [self.allocations[id] for id in request.ids if id in self.allocations]
@@ -123,6 +128,9 @@ class FakeCompute(ComputeServiceServicer):
         allocation = self.allocations[request.id]
         if allocation.state in (1, 2):
             allocation.state = allocation_pb2.ALLOCATION_STATE_RELEASED
+        for waiting in self.allocations.values():
+            if waiting.state == 1 and self._grant(waiting):
+                self.on_granted(waiting.holder.split("/")[1])
         return allocation
 
     @property
@@ -309,6 +317,7 @@ async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Plat
         pulse = Pulse(database)
         platform: Platform
         reconciler = Reconciler(database, peers, lambda workspace, job_id, node: platform.hint(workspace, job_id), settings)
+        compute.on_granted = reconciler.wake
         servicer = TrainingServicer(database, peers, reconciler, pulse, stores.models)
         platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, deployment, spans=spans)
         for component in (reconciler, pulse):
