@@ -32,7 +32,7 @@ HEARD_SECONDS = 0.5
 ENDLESS = 100_000
 # A workspace may have 100 jobs under way.
 # The figure of docs/kubernetes.md is that of 500; fewer show in less time that their number does not make the platform busy.
-WAITING_JOBS, TENANTS = int(os.environ.get("LEPTON_WAITING_JOBS", "100")), 5
+WAITING_JOBS, TENANTS = int(os.environ.get("LEPTON_WAITING_JOBS", "40")), 5
 WAITING_CORES, LOOKED_SECONDS = 0.2, 30.0
 # Short ones, of a second or two each: what is begun and ended most often.
 DRAINING_JOBS, DRAINING_CORES = 18, 0.4
