@@ -19,7 +19,7 @@ from functools import partial
 import httpx
 import pytest
 
-from tests.chaos.flow import ENDED, check_once_each, jobs, submit, upload
+from tests.chaos.flow import ENDED, jobs, submit, upload
 from tests.cluster import SERVICES, Cluster, kubectl
 from tests.k8s.runs_test import ended, submitted
 from tests.platform import eventually
@@ -28,14 +28,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TIMES = 5
 HEARD_SECONDS = 0.5
-# The first take all the room that there is.
-ENDLESS = 100_000
 # A workspace may have 100 jobs under way.
 # The figure of docs/kubernetes.md is that of 500; fewer show in less time that their number does not make the platform busy.
 WAITING_JOBS, TENANTS = int(os.environ.get("LEPTON_WAITING_JOBS", "40")), 5
 WAITING_CORES, LOOKED_SECONDS = 0.2, 30.0
-# Short ones, of a second or two each: what is begun and ended most often.
-DRAINING_JOBS, DRAINING_CORES = 18, 0.4
+# Of short ones, which are begun and end most often.
+DRAINING_CORES = 0.4
 
 
 class Made:
@@ -134,54 +132,62 @@ def test_a_changed_endpoint_is_a_pod_of_the_cluster_at_once(cluster_platform: Cl
     assert statistics.median(took) <= HEARD_SECONDS, took
 
 
-def test_hundreds_of_waiting_jobs_cost_little(cluster_platform: Cluster) -> None:
+def test_jobs_that_wait_and_a_queue_that_drains_cost_little(cluster_platform: Cluster) -> None:
     idle = cores(cluster_platform, LOOKED_SECONDS)
     tenants = [cluster_platform.workspace(f"waiting-{number}") for number in range(TENANTS)]
     try:
-        began = time.monotonic()
-        with ThreadPoolExecutor(TENANTS) as side_by_side:  # its end is that of all who send
-            list(side_by_side.map(_submit_all, tenants))
-        sent = time.monotonic() - began
-        time.sleep(15)  # for what sending them left to do
-        busy = cores(cluster_platform, LOOKED_SECONDS)
-        states = Counter(each["state"] for tenant in tenants for each in jobs(tenant))
-        print(f"\n{WAITING_JOBS} sent in {sent:.0f} s; {dict(states)}; {sum(busy.values()):.3f} cores, without {sum(idle.values()):.3f}")
-        for name in sorted(busy, key=busy.__getitem__, reverse=True):
-            print(f"{name}: {busy[name]:.3f}, without {idle.get(name, 0):.3f}")
+        with cordoned(cluster_platform):
+            began = time.monotonic()
+            with ThreadPoolExecutor(TENANTS) as side_by_side:  # its end is that of all who send
+                list(side_by_side.map(_submit_all, tenants))
+            sent = time.monotonic() - began
+            time.sleep(15)  # for what sending them left to do
+            waiting = cores(cluster_platform, LOOKED_SECONDS)
+            assert _states(tenants) == {"queued": WAITING_JOBS}
+        time.sleep(5)
+        before = _states(tenants)["succeeded"]
+        draining = cores(cluster_platform, LOOKED_SECONDS)
+        ended = _states(tenants)["succeeded"] - before
+        print(f"\n{WAITING_JOBS} sent in {sent:.0f} s. Cores: {sum(idle.values()):.3f} idle, {sum(waiting.values()):.3f} while they wait")
+        print(f"{sum(draining.values()):.3f} while {ended} run and end in {LOOKED_SECONDS:g} s")
+        for name in sorted(draining, key=draining.__getitem__, reverse=True):
+            print(f"{name}: {idle.get(name, 0):.3f}, {waiting.get(name, 0):.3f}, {draining[name]:.3f}")
     finally:
         with ThreadPoolExecutor(TENANTS) as side_by_side:
             list(side_by_side.map(_cancel_all, tenants))
-    assert states["queued"] + states["running"] == WAITING_JOBS
-    assert states["queued"] >= 0.9 * WAITING_JOBS
-    assert sum(busy.values()) <= WAITING_CORES, busy
+    assert ended
+    assert sum(waiting.values()) <= WAITING_CORES, waiting
+    assert sum(draining.values()) <= DRAINING_CORES, draining
 
 
-def test_a_queue_of_short_jobs_drains_at_little_cost(cluster_platform: Cluster) -> None:
-    tenant = cluster_platform.workspace("draining")
-    upload(tenant, "line")
-    began = time.monotonic()
-    ids = [submit(tenant, number, epochs=3) for number in range(DRAINING_JOBS)]
-    time.sleep(15)  # for what sending them left to do
-    before = sum(job["state"] in ENDED for job in jobs(tenant))
-    busy = cores(cluster_platform, LOOKED_SECONDS)
-    ended_meanwhile = sum(job["state"] in ENDED for job in jobs(tenant)) - before
-    check_once_each(tenant, ids)
-    took = time.monotonic() - began
-    print(f"\n{DRAINING_JOBS} short jobs in {took:.0f} s; {sum(busy.values()):.3f} cores while {ended_meanwhile} ended")
-    for name in sorted(busy, key=busy.__getitem__, reverse=True):
-        print(f"{name}: {busy[name]:.3f}")
-    assert ended_meanwhile
-    assert sum(busy.values()) <= DRAINING_CORES, busy
+@contextmanager
+def cordoned(platform: Cluster) -> Iterator[None]:
+    """Its nodes take nothing new meanwhile."""
+
+    def change(state: str) -> None:
+        with platform.http() as http:
+            for node in http.get("/v1/compute/nodes").raise_for_status().json()["nodes"]:
+                http.patch(f"/v1/compute/nodes/{node['name']}", json={"state": state}).raise_for_status()
+
+    change("cordoned")
+    try:
+        yield
+    finally:
+        change("ready")
+
+
+def _states(tenants: list[Cluster]) -> Counter[str]:
+    return Counter(each["state"] for tenant in tenants for each in jobs(tenant))
 
 
 def _submit_all(tenant: Cluster) -> None:
     upload(tenant, "line")
     for number in range(WAITING_JOBS // TENANTS):
-        submit(tenant, number, epochs=ENDLESS)
+        submit(tenant, number, epochs=3)
 
 
 def _cancel_all(tenant: Cluster) -> None:
-    """Until none is left: one that stayed would hold the room of every test that follows."""
+    """Until none is left: they would hold the room of the tests that follow."""
 
     def cancelled() -> bool:
         try:
@@ -193,4 +199,4 @@ def _cancel_all(tenant: Cluster) -> None:
             return False
         return not left
 
-    assert eventually(cancelled, timeout=120, interval=1)
+    assert eventually(cancelled, timeout=300, interval=1)
