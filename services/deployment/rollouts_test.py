@@ -135,6 +135,20 @@ async def test_one_that_is_slow_is_taken_back_even_with_all_requests(served: Cli
     assert (await get(served)).reason == "wdbc@2 was taken back: a request takes 100 ms and took 10 ms before"
 
 
+async def test_one_that_hangs_while_it_starts_is_taken_back(served: Client, world: World, eventually: Eventually) -> None:
+    world.launcher.on_start = lambda process: None
+    await update(served, "wdbc@2", start_seconds=1)
+    await eventually(become(served, {1: "active", 2: "rolled_back"}))
+    endpoint = await get(served)
+    assert (endpoint.model, endpoint.state, endpoint.ready_replicas) == ("wdbc@1", READY, 1)
+    assert endpoint.reason.startswith("wdbc@2 was taken back: its first replica was not ready within 1 s")
+
+    async def one() -> bool:
+        return len(world.launcher.running) == 1
+
+    await eventually(one)
+
+
 async def test_one_that_does_not_start_is_taken_back(served: Client, world: World, eventually: Eventually) -> None:
     def crash(process: InMemoryProcess) -> None:
         process.exit(Exit(3))

@@ -178,9 +178,9 @@ class Revision(Table, table=True):
         """Since `window_time`."""
         return Served(self.requests, self.errors, self.seconds_sum)
 
-    def as_newcomer(self, ready: int, failures: int, failure: str) -> Newcomer:
+    def as_newcomer(self, ready: int, starts_since: float | None, failures: int, failure: str) -> Newcomer:
         """For decisions."""
-        return Newcomer(RevisionState(self.state), self.percent, self.change_time, ready, self.served, failures, failure)
+        return Newcomer(RevisionState(self.state), self.percent, self.change_time, ready, starts_since, self.served, failures, failure)
 
     def go(self, state: RevisionState, percent: int, now: float, reason: str = "") -> None:
         """Its next step."""
@@ -228,6 +228,8 @@ class Replica(Table, table=True):
     # What a router proves itself with; empty before it is ready and after its end.
     token: str = Field(default="", repr=False)
     create_time: float
+    # When a process took it, to start what it serves.
+    claim_time: float | None = None
     ready_time: float | None = None
     end_time: float | None = None
     # Until then its ready time has been told; none: not yet.
@@ -252,9 +254,9 @@ class Replica(Table, table=True):
         """Where it has its allocation; an empty `node`: nowhere yet."""
         self.allocation_id, self.node, self.devices = allocation_id, node, devices
 
-    def claim(self, owner: str, expires: float) -> None:
+    def claim(self, owner: str, expires: float, now: float) -> None:
         """`owner` runs it from now on."""
-        self.owner, self.lease_expires = owner, expires
+        self.owner, self.lease_expires, self.claim_time = owner, expires, now
         self.reason = "its process is on its way"
 
     def end(self, reason: str, now: float) -> None:

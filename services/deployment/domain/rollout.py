@@ -121,6 +121,7 @@ class Rollout:
     max_latency_factor: float = 3.0
     shadow: bool = False
     prove_seconds: float = 60.0
+    start_seconds: float = 25.0
 
     def require_steps(self) -> None:
         """Raises Invalid where the shares do not grow to 100."""
@@ -153,12 +154,16 @@ class Served:
 
 @dataclass(frozen=True)
 class Newcomer:
-    """A revision beside the one that serves. `failure` is what its replicas last ended by, `failures` in a row."""
+    """A revision beside the one that serves. `starts_since`: when a process took the oldest of its replicas that are not ready yet.
+
+    `failure` is what its replicas last ended by, `failures` in a row.
+    """
 
     state: RevisionState
     percent: int
     change_time: float
     ready: int
+    starts_since: float | None = None
     served: Served = Served()
     failures: int = 0
     failure: str = ""
@@ -195,6 +200,8 @@ def why_back(rollout: Rollout, new: Newcomer, old: Served, now: float) -> str:
     """Why the newcomer is taken back; empty where it may go on."""
     if new.failures >= TAKEN_BACK_AFTER:
         return f"its replicas failed {new.failures} times: {new.failure}"
+    if _hangs(rollout, new, now):
+        return f"its first replica was not ready within {rollout.start_seconds:g} s; rollout.start_seconds gives it longer"
     if new.state not in (RevisionState.CANARY, RevisionState.PROVING):
         return ""
     seen, waited = new.served, now - new.change_time >= PATIENCE_STEPS * rollout.step_seconds
@@ -207,6 +214,12 @@ def why_back(rollout: Rollout, new: Newcomer, old: Served, now: float) -> str:
     if seen.mean_seconds > slowest:
         return f"a request takes {seen.mean_seconds * 1e3:.3g} ms and took {old.mean_seconds * 1e3:.3g} ms before"
     return ""
+
+
+def _hangs(rollout: Rollout, new: Newcomer, now: float) -> bool:
+    if new.state != RevisionState.STARTING or new.ready or new.starts_since is None:
+        return False
+    return now - new.starts_since >= rollout.start_seconds
 
 
 def beside_count(rollout: Rollout, new: Newcomer, replicas: int) -> int:

@@ -88,15 +88,25 @@ def test_a_long_life_is_no_failure() -> None:
 
 
 def newcomer(
-    state: RevisionState, percent: int = 0, *, ready: int = 3, since: float = 0, served: Served = Served(), failures: int = 0
+    state: RevisionState,
+    percent: int = 0,
+    *,
+    ready: int = 3,
+    since: float = 0,
+    starts_since: float | None = None,
+    served: Served = Served(),
+    failures: int = 0,
 ) -> Newcomer:
-    return Newcomer(state, percent, since, ready, served, failures, "exit code 3")
+    return Newcomer(state, percent, since, ready, starts_since, served, failures, "exit code 3")
 
 
 @pytest.mark.parametrize(
     "new, now, expected",
     [
+        # Waiting for room is no start.
         (newcomer(RevisionState.STARTING, ready=0), 900, None),
+        (newcomer(RevisionState.STARTING, ready=0, starts_since=900), 924, None),
+        (newcomer(RevisionState.STARTING, ready=1, starts_since=0), 24, Move(RevisionState.CANARY, 10)),
         (newcomer(RevisionState.STARTING, ready=1), 0, Move(RevisionState.CANARY, 10)),
         # The next step's replicas are ready first, and enough was seen or nobody asked.
         (newcomer(RevisionState.CANARY, 10), 9, None),
@@ -122,6 +132,10 @@ def test_a_good_model_takes_over_step_by_step(new: Newcomer, now: float, expecte
     "new, why",
     [
         (newcomer(RevisionState.STARTING, ready=0, failures=2), "its replicas failed 2 times: exit code 3"),
+        (
+            newcomer(RevisionState.STARTING, ready=0, starts_since=-24),
+            "its first replica was not ready within 25 s; rollout.start_seconds gives it longer",
+        ),
         (newcomer(RevisionState.CANARY, 10, served=Served(3, 3, 0.1)), "3 of 3 requests failed; 5.00% may, and 1.00% did before"),
         (newcomer(RevisionState.CANARY, 10, served=Served(10, 1, 0.1)), "1 of 10 requests failed; 5.00% may, and 1.00% did before"),
         (newcomer(RevisionState.PROVING, 100, served=Served(100, 6, 1)), "6 of 100 requests failed; 5.00% may, and 1.00% did before"),

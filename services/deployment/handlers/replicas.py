@@ -101,7 +101,7 @@ async def note_granted(
     known = (replica.allocation_id, replica.node, replica.devices) == (allocation_id, node, devices)
     replica.place(allocation_id, node, devices)
     if owner:
-        replica.claim(owner, expires)
+        replica.claim(owner, expires, now)
         return replica
     if not known:
         replica.reason = f"waits for node {node} to start it"
@@ -116,7 +116,7 @@ async def claim(unit: Unit, *, workspace: str, id: str, owner: str, expires: flo
         return None
     revision = await _revision_of(unit, replica, now)
     if revision and not replica.owner:
-        replica.claim(owner, expires)
+        replica.claim(owner, expires, now)
     return (replica, revision) if revision else None
 
 

@@ -50,9 +50,12 @@ class Pair:
     def newcomer(self, endpoint: Endpoint, live: Iterable[Replica]) -> Newcomer:
         """The one beside, for decisions."""
         assert self.beside
-        ready = sum(each.revision == self.beside.number and each.state == ReplicaState.READY for each in live)
+        its = [each for each in live if each.revision == self.beside.number]
+        ready = sum(each.state == ReplicaState.READY for each in its)
+        starts = [each.claim_time for each in its if each.state == ReplicaState.STARTING and each.claim_time is not None]
         row = endpoint if endpoint.revision == self.beside.number else self.beside
-        return self.beside.as_newcomer(ready, row.failures, AppError.from_dict(row.error).detail if row.error else "")
+        failure = AppError.from_dict(row.error).detail if row.error else ""
+        return self.beside.as_newcomer(ready, min(starts, default=None), row.failures, failure)
 
     def wanted(self, endpoint: Endpoint, live: Iterable[Replica]) -> tuple[Wanted, Wanted | None]:
         """How many replicas of each."""
