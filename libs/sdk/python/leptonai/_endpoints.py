@@ -66,8 +66,8 @@ class Endpoints:
         """Another model version, number of replicas (0 stops it), scaling or split of the requests.
 
         A new model takes over step by step, or is taken back where it fails; rollout: {"canary_percents": [10, 50, 100], "step_seconds":
-        10, "max_error_ratio": 0.05, "max_latency_factor": 3, "prove_seconds": 60, "start_seconds": 25, "shadow": False}, by default these. traffic: percents by
-        revision.
+        10, "max_error_ratio": 0.05, "max_latency_factor": 3, "prove_seconds": 60, "start_seconds": 25, "shadow": False}, by default
+        these. traffic: percents by revision.
         """
         return self._session.run(_update(name, model, _scale(replicas, min_replicas, max_replicas, scaling), rollout, traffic))
 
