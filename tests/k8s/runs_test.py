@@ -113,7 +113,7 @@ def test_a_pod_killed_in_the_middle_goes_on_from_its_checkpoint(cluster_platform
 def test_a_run_of_two_workers_is_one_job_of_two_pods(cluster_platform: Cluster) -> None:
     tenant = cluster_platform.workspace("gang")
     upload(tenant, "line")
-    spec = {"training": {"epochs": 3000, "batch_size": 20, "seed": 1, "workers": 2}, "resources": {"cpu_millis": 500}}
+    spec = {"training": {"epochs": 30_000, "batch_size": 20, "seed": 1, "workers": 2}, "resources": {"cpu_millis": 500}}
     id = submitted(tenant, **spec)
     assert eventually(lambda: len(runs_of(tenant, id)) == 2, timeout=60), shown(tenant, id)
     (made,) = tenant.get("jobs", "--selector", f"{RUNS},lepton.dev/job={id}")
