@@ -116,12 +116,17 @@ def test_a_run_of_two_workers_is_one_job_of_two_pods(cluster_platform: Cluster) 
     spec = {"training": {"epochs": 30_000, "batch_size": 20, "seed": 1, "workers": 2}, "resources": {"cpu_millis": 500}}
     id = submitted(tenant, **spec)
     assert eventually(lambda: len(runs_of(tenant, id)) == 2, timeout=60), shown(tenant, id)
+
+    def conditions() -> list[tuple[str, str, str]]:
+        (found,) = tenant.get("jobs", "--selector", f"{RUNS},lepton.dev/job={id}")
+        return [(c["type"], c["status"], c["reason"]) for c in found["status"].get("conditions", ())]
+
+    # It began suspended: the Job controller says when it let it go.
+    assert eventually(lambda: conditions() == [("Suspended", "False", "JobResumed")], timeout=30), conditions()
     (made,) = tenant.get("jobs", "--selector", f"{RUNS},lepton.dev/job={id}")
     wanted = made["spec"]
     assert [wanted[key] for key in ("completionMode", "completions", "parallelism", "backoffLimit")] == ["Indexed", 2, 2, 0]
-    # It began suspended: the Job controller says when it let it go.
     assert wanted["suspend"] is False
-    assert [(c["type"], c["status"], c["reason"]) for c in made["status"]["conditions"]] == [("Suspended", "False", "JobResumed")]
     name = made["metadata"]["name"]
     (service,) = tenant.get("services", "--selector", f"lepton.dev/launch={name}")
     assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
