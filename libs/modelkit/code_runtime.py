@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from libs.modelkit.raw import Raw
 from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature, read_signature
-from libs.modelkit.writing import Embed, Generate
+from libs.modelkit.writing import Embed, Generate, bounded
 
 _RECORD = "record"
-_LONGEST_TEXT = 4 << 20
 _NUMBER = Field("number", "double")
 _TYPES: Mapping[str, tuple[type, ...]] = {"double": (int, float), "integer": (int,), "boolean": (bool,), "string": (str,)}
 
@@ -69,14 +67,7 @@ class CodeRuntime:
     def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]:
         """At most so many pieces of text. Raises `AppError` ("upstream_failed") where they are anything else, or too long together."""
         pieces = self._sandbox.stream("generate", prompt, max_tokens=max_tokens, temperature=temperature, stop=stop)
-        left = _LONGEST_TEXT
-        for piece in islice(pieces, max_tokens):
-            if not isinstance(piece, str):
-                raise AppError(f"The model's code yielded a {type(piece).__name__}, and no text", code="upstream_failed")
-            left -= len(piece)
-            if left < 0:
-                raise AppError(f"The model's code yielded more than {_LONGEST_TEXT} characters", code="upstream_failed")
-            yield piece
+        return bounded(pieces, max_tokens)
 
     def _embed(self, texts: list[str]) -> list[list[float]]:
         """A list of as many numbers for each text. Raises `AppError` ("upstream_failed") where it is anything else."""

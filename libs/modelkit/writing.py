@@ -2,15 +2,19 @@
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from libs.errors import AppError
 from libs.modelkit.evaluation import softmax
 from libs.modelkit.text import END, FIRST, encode_bytes, to_bytes
 
 _COLDEST = 1e-3
+# Of one answer, however large its pieces are.
+_LONGEST = 4 << 20
 
 
 class Generate(Protocol):
@@ -21,6 +25,18 @@ class Generate(Protocol):
 
 # A vector a text, all of one length.
 Embed = Callable[[list[str]], list[list[float]]]
+
+
+def bounded(pieces: Iterator[str], max_tokens: int) -> Iterator[str]:
+    """At most so many, whoever gives them. Raises `AppError` ("upstream_failed") where they are no texts, or too long together."""
+    left = _LONGEST
+    for piece in islice(pieces, max_tokens):
+        if not isinstance(piece, str):
+            raise AppError(f"The model's code yielded a {type(piece).__name__}, and no text", code="upstream_failed")
+        left -= len(piece)
+        if left < 0:
+            raise AppError(f"The model's code yielded more than {_LONGEST} characters", code="upstream_failed")
+        yield piece
 
 
 def write(

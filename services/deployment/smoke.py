@@ -7,11 +7,11 @@ from typing import Any
 
 import structlog
 
+from libs.modelkit.custom import FORMAT
+
 log = structlog.get_logger()
 
 MODEL = "model.json"
-# Models whose owner wrote their code: a record without meaning may make it fail, and it need not answer one.
-CODE_FORMAT = 2
 # A grey pixel as PNG: a model makes of any picture the size that it takes.
 _PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
 # A text that is a time too: a signature does not tell them apart.
@@ -24,7 +24,8 @@ def record_of(package: Path) -> dict[str, Any] | None:
     """A record that the model in `package` takes; None where it does not say what it takes."""
     try:
         said = json.loads((package / MODEL).read_bytes())
-        if said.get("format") == CODE_FORMAT:
+        if said.get("format") == FORMAT:
+            # Its owner wrote the code: a record without meaning may make it fail, and it need not answer one.
             return None
         inputs = said["signature"]["inputs"]
         return {field["name"]: (field.get("categories") or [_VALUES[field["type"]]])[0] for field in inputs}

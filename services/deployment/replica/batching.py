@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ class Batcher:
         begun = time.perf_counter()
         together = self._ask(batch)
         if not isinstance(together, Exception):
-            ends = np.cumsum([waiting.rows for waiting in batch]).tolist()
+            ends = accumulate(waiting.rows for waiting in batch)
             outcomes: list[Outcome] = [together[end - waiting.rows : end] for waiting, end in zip(batch, ends, strict=True)]
         elif len(batch) > 1 and isinstance(together, AppError) and together.code == "upstream_failed":
             # A record of one request made somebody's code fail: the others are not to hear of that.
@@ -230,11 +231,14 @@ class Batcher:
             return error
 
     def _settle(self, batch: list[Waiting], outcomes: list[Outcome], seconds: float) -> None:
-        failed = [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Exception)]
+        failed: list[Waiting] = []
+        answered: list[Waiting] = []
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            (failed if isinstance(outcome, Exception) else answered).append(waiting)
         if failed:
             self._count(failed, True, seconds)
-        if len(failed) < len(batch):
-            self._count([waiting for waiting in batch if waiting not in failed] if failed else batch, False, seconds)
+        if answered:
+            self._count(answered, False, seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             waiting.done(outcome)
 

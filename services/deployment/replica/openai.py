@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from libs.errors import AppError, Invalid, Violation
 from libs.errors.openai import openai_document
 from libs.modelkit.text import tokenise
-from libs.modelkit.writing import Embed, Generate
+from libs.modelkit.writing import Embed, Generate, bounded
 from services.deployment.replica.oip import parse
 from services.deployment.replica.problems import dump
 
@@ -26,8 +26,6 @@ MAX_TOKENS = 8192
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_TEXTS = 2048
-# Of one answer, however large its pieces are.
-MAX_WRITTEN = 4 << 20
 _CHAT_TOKENS, _TOKENS = 256, 16
 _ROLES = ("system", "developer", "user", "assistant")
 # Asked for by many clients with the value that means nothing; with another one it would be ignored without a word.
@@ -77,23 +75,11 @@ class Asked:
         self.tokens_in = count(self.prompt)
         pieces = generate(self.prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=list(self.stop))
         try:
-            yield from self._bounded(pieces)
+            yield from bounded(pieces, self.max_tokens)
         finally:
             # Not by and by: what it holds is large.
             if (close := getattr(pieces, "close", None)) is not None:
                 close()
-
-    def _bounded(self, pieces: Iterator[str]) -> Iterator[str]:
-        written = 0
-        for number, piece in enumerate(pieces, 1):
-            if not isinstance(piece, str):
-                raise AppError(f"the model gave a {type(piece).__name__} for a piece of text", code="upstream_failed")
-            written += len(piece)
-            if written > MAX_WRITTEN:
-                raise AppError(f"the model wrote more than {MAX_WRITTEN >> 20} Mi characters", code="upstream_failed")
-            yield piece
-            if number >= self.max_tokens:
-                return
 
     def whole(self, pieces: Sequence[str]) -> bytes:
         """The answer in one."""

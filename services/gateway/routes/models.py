@@ -8,6 +8,7 @@ from starlette.responses import Response
 from lepton.common.v1 import options_pb2, resource_pb2
 from lepton.training.v1 import model_pb2, training_service_pb2
 from libs.errors import Invalid, NotFound
+from libs.modelkit.archive import MAX_BYTES
 from libs.rpc import Client, current_call, validate
 from libs.rpc.json_codec import dump, from_text, parse
 from libs.rpc.names import descriptor_of
@@ -22,8 +23,6 @@ from services.gateway.problems import Problems
 from services.gateway.settings import Limits
 
 _BINARY = "application/octet-stream"
-# Training takes no larger archive.
-MAX_ARCHIVE_BYTES = 1 << 30
 _REGISTER_SECONDS = 300
 
 
@@ -53,7 +52,7 @@ class Models:
         )
         # Before a gigabyte is received for a name that cannot be.
         validate(message)
-        key, limit = idempotency_key(request), min(self._limits.upload_bytes, MAX_ARCHIVE_BYTES)
+        key, limit = idempotency_key(request), min(self._limits.upload_bytes, MAX_BYTES)
         stored = await self._store.put(read_chunks(request, limit, self._limits.body_seconds), limit=limit)
         if not stored.size:
             raise Invalid("the file is empty; send a ZIP with model.py as the body", code="invalid_data")
