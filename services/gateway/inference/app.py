@@ -152,15 +152,24 @@ class Inference:
 
     async def _look(self, model: str, whether_ready: bool, scope: Scope, send: Send) -> None:
         """What a replica says of its model, or whether one does."""
-        workspace = current_call().identity.workspace
-        path, seconds = quote(scope["path"], safe="/"), READY_SECONDS if whether_ready else None
+        asked = Asked("GET", quote(scope["path"], safe="/"), _headers(scope))
+
+        def unready(error: AppError) -> Reply:
+            return Reply(400, {b"content-type": _JSON}, encode({"name": model, "ready": False, "error": error.detail}))
+
+        await _send(scope, send, await self._ask(model, asked, scope, unready if whether_ready else None))
+
+    async def _ask(self, model: str, asked: Asked, scope: Scope, unready: Callable[[AppError], Reply] | None) -> Reply:
+        """A replica's answer about its model. Where `unready` is there it is asked soon, and answers for a model that has none."""
+        workspace, seconds = current_call().identity.workspace, scope.get(SECONDS)
+        if unready:
+            seconds = READY_SECONDS if seconds is None else min(READY_SECONDS, seconds)
         try:
-            reply = await self._router.send(workspace, model, Asked("GET", path, _headers(scope)), seconds=seconds, current=True)
+            return await self._router.send(workspace, model, asked, seconds=seconds, current=True)
         except (Transient, NoReplica) as error:
-            if not whether_ready:
+            if unready is None:
                 raise
-            reply = Reply(400, {b"content-type": _JSON}, encode({"name": model, "ready": False, "error": error.detail}))
-        await _send(scope, send, reply)
+            return unready(error)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         return await read_body(Request(scope, receive), self._limits.predict_bytes, self._limits.body_seconds)
@@ -177,17 +186,14 @@ class Inference:
             await _send(scope, send, Reply(200, {}, _SERVER_SAYS[method]))
             return
         endpoint, asked = _name_in(body), Asked("POST", path, {}, body)
-        workspace = current_call().identity.workspace
         if method == "ModelInfer":
-            await self._answer(scope, send, workspace, endpoint, asked)
+            await self._answer(scope, send, current_call().identity.workspace, endpoint, asked)
             return
-        whether_ready = method == "ModelReady"
-        try:
-            reply = await self._router.send(workspace, endpoint, asked, seconds=_seconds(scope, whether_ready), current=True)
-        except (Transient, NoReplica):
-            if not whether_ready:
-                raise
-            reply = Reply(200, {}, RESPONSES[method](ready=False).SerializeToString())
+
+        def unready(_: AppError) -> Reply:
+            return Reply(200, {}, RESPONSES[method](ready=False).SerializeToString())
+
+        reply = await self._ask(endpoint, asked, scope, unready if method == "ModelReady" else None)
         _require_answer(reply)
         await _send(scope, send, reply)
 
@@ -325,13 +331,6 @@ def _name_in(message: bytes) -> str:
     if not 0 < len(name) <= _LONGEST_NAME:
         raise Invalid("the message does not name a model; its name is the endpoint's")
     return str(name)
-
-
-def _seconds(scope: Scope, whether_ready: bool) -> float | None:
-    seconds = scope.get(SECONDS)
-    if not whether_ready:
-        return None if seconds is None else float(seconds)
-    return READY_SECONDS if seconds is None else min(READY_SECONDS, seconds)
 
 
 def split(inference: ASGIApp, otherwise: ASGIApp, draining: asyncio.Event) -> ASGIApp:
