@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,11 @@ from services.standalone.wiring import Wiring
 from services.training import main as training
 from services.training.settings import Settings as TrainingSettings
 
-# What the processes beside this one need of its environment.
+# What the processes beside this one need of its environment, and what begins as the settings of each.
 PASSED_ON = ("LEPTON_HOME", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS")
+SETTINGS = {"gateway": ("LEPTON_PLATFORM_", "LEPTON_GATEWAY_"), "worker": ("LEPTON_PLATFORM_", "LEPTON_DATA_", "LEPTON_TRAINING_")}
+# Where one process listens no other can.
+_OWN = ("LEPTON_PLATFORM_METRICS_LISTEN", "LEPTON_GATEWAY_METRICS_LISTEN")
 # The gateway imports less than the rest, and starts with it.
 LISTENS_SECONDS = 30.0
 
@@ -90,7 +93,7 @@ async def _serve(home: Home, up: Up, on_ready: Callable[[dict[str, str]], None])
     url, grpc = f"http://{up.host}:{up.port}", f"{up.host}:{up.grpc_port}"
     home.announce(Running(os.getpid(), psutil.Process().create_time(), url, str(sockets), broker.url, grpc))
     first_key = "" if up.api_key else home.first_key()
-    beside = [_beside("worker", launcher, home), _beside("gateway", launcher, home)]
+    beside = [_beside(name, launcher, home, up.log_level) for name in ("worker", "gateway")]
     parts: list[Component] = [broker, *beside, *services(wiring, up.api_key or first_key)]
 
     async def ready() -> None:
@@ -135,9 +138,15 @@ def services(wiring: Wiring, key: str) -> list[Component]:
     ]
 
 
-def _beside(name: str, launcher: SubprocessLauncher, home: Home) -> Keeper:
+def environment_of(name: str, ours: Mapping[str, str], log_level: str) -> dict[str, str]:
+    """What the process beside this one is told of `ours`."""
+    told = {each: value for each, value in ours.items() if each in PASSED_ON or (each.startswith(SETTINGS[name]) and each not in _OWN)}
+    return {**told, "LEPTON_PLATFORM_LOG_LEVEL": log_level}
+
+
+def _beside(name: str, launcher: SubprocessLauncher, home: Home, log_level: str) -> Keeper:
     """A process of its own, which finds the platform by its home."""
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = environment_of(name, os.environ, log_level)
     log = home.logs / f"{name}.log"
     argv = [sys.executable, "-m", f"services.standalone.{name}", str(home.path)]
     return Keeper(launcher, Launch(name, argv, environment, cwd=Path.cwd(), stdout=log, stderr=log), grace_seconds=8)

@@ -21,18 +21,19 @@ from services.training.settings import Settings as TrainingSettings
 def main(path: str) -> None:
     """Works until SIGTERM, or until the platform is gone."""
     wiring, _ = Wiring.of_running(path)
-    telemetry.setup("worker", url=wiring.telemetry_url)
+    data_settings = DataSettings(**wiring.of("data"), work_dir=wiring.work_dir("data"))
+    training_settings = TrainingSettings(**wiring.of("training"), work_dir=wiring.work_dir("training"))
+    url, level, sample = training_settings.telemetry_url, training_settings.log_level, training_settings.telemetry_sample
+    telemetry.setup("worker", url=url, level=level, sample=sample)
     try:
-        asyncio.run(_work(wiring))
+        asyncio.run(_work(data_settings, training_settings, wiring.broker))
     finally:
         telemetry.shutdown()
 
 
-async def _work(wiring: Wiring) -> None:
-    data_settings = DataSettings(**wiring.of("data"), work_dir=wiring.work_dir("data"))
-    training_settings = TrainingSettings(**wiring.of("training"), work_dir=wiring.work_dir("training"))
+async def _work(data_settings: DataSettings, training_settings: TrainingSettings, broker: str) -> None:
     log = open_event_log(data_settings.events)
-    queues = [TaskQueue(name, wiring.broker) for name in ("data", "training")]
+    queues = [TaskQueue(name, broker) for name in ("data", "training")]
     parts = [
         InService("data", data.build_worker(data_settings, log, queues[0])),
         InService("training", training.build_worker(training_settings, log, queues[1])),
