@@ -123,8 +123,12 @@ def flush() -> bool:
 
 def inject() -> dict[str, str]:
     """Headers that carry the current trace to another process: traceparent, tracestate."""
-    headers: dict[str, str] = {}
-    propagate.inject(headers)
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    headers = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
+    if context.trace_state:
+        headers["tracestate"] = context.trace_state.to_header()
     return headers
 
 

@@ -14,12 +14,15 @@ from typing import Any, cast
 import orjson
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway.settings import GatewaySettings, Limits
 
 # Where a request's scope says what to do when its caller goes away.
 ON_GONE = "lepton.on_gone"
+# Where it says that the whole body has come, so that nobody need watch over it.
+WHOLE = "lepton.whole"
 _REASONS = {
     400: ("invalid_request", "Bad Request", "this is not a valid HTTP/1.1 request"),
     431: ("too_large", "Request Header Fields Too Large", "the request's line and headers are too large or too many"),
@@ -109,6 +112,38 @@ class _HeadTooLarge(Exception):
     pass
 
 
+class _Together:
+    """A transport that sends at once what is written within one turn of the loop: an answer's head and its body, mostly."""
+
+    __slots__ = ("_parts", "_size", "_soon", "_transport")
+
+    def __init__(self, transport: Any, soon: Callable[[Callable[[], None]], object]) -> None:
+        self._transport, self._soon = transport, soon
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, part: bytes) -> None:
+        if not self._parts:
+            self._soon(self._send)
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > HIGH_WATER_LIMIT:
+            # Whoever writes so much hears only so that it is too much.
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._parts and not self._transport.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts, self._size = [], 0
+
+
 def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
     """uvicorn's protocol with bounds on connections, on the size of heads and on the time that they take.
 
@@ -126,6 +161,7 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.transport = cast(asyncio.Transport, _Together(transport, self.loop.call_soon))
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return
@@ -175,6 +211,7 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
 
         def on_message_complete(self) -> None:
             self._receiving = False
+            cast(dict[str, Any], self.scope)[WHOLE] = True
             super().on_message_complete()
             if self.cycle is not None and self.cycle.response_complete:
                 # The rest of a body that nobody wanted has passed: from here on the connection is idle.

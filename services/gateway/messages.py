@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from libs.errors import Invalid, Violation, near
 from libs.rpc.json_codec import loads
+from services.gateway.http_server import WHOLE
 from services.gateway.problems import too_large
 from services.gateway.settings import Limits
 
@@ -26,7 +28,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     _check_declared(request, limit, "the body")
     parts, size, more = [], 0, True
     try:
-        async with asyncio.timeout(seconds):
+        async with nullcontext() if request.scope.get(WHOLE) else asyncio.timeout(seconds):
             # Not by stream(): mostly the whole body is one message, and predictions are read here too.
             while more:
                 message = await request.receive()

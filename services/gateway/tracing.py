@@ -3,14 +3,14 @@
 import time
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.errors import AppError
-from libs.telemetry import SERVICE, counter, current_trace_id, draw, histogram, level
+from libs.telemetry import SERVICE, counter, current_trace_id, draw, extract, histogram, level
 from services.gateway.operations import TEMPLATE
 from services.gateway.problems import Problems
 
@@ -56,8 +56,9 @@ class Tracing:
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> int:
         if scope["path"] in _UNTRACED:
             return await self._answer(scope, receive, send)
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _CARRIED}
-        parent = propagate.extract(carrier, context=Context()) if carrier else Context()
+        parent, headers = Context(), dict(scope["headers"])
+        if b"traceparent" in headers:
+            parent = extract({name.decode(): headers[name].decode("latin-1") for name in _CARRIED if name in headers})
         if not parent:
             drawn = draw()
             if isinstance(drawn, NonRecordingSpan):

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
-from opentelemetry import propagate
 
 from lepton.deployment.v1 import deployment_service_pb2
 from libs.errors import AppError, Transient
 from libs.rpc import Call, Client, acting
+from libs.telemetry import inject
 from services.gateway.inference.connection import Address, BrokenOff, Pool, Reply, Unanswered
 from services.gateway.inference.shadow import differs, tensors_differ
 from services.gateway.inference.traffic import Traffic
@@ -237,11 +237,9 @@ class Router:
 
 
 def _head(replica: Replica, asked: Asked, until: float) -> bytes:
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
     lines = [b"%s %s HTTP/1.1\r\n" % (asked.method.encode(), asked.path.encode()), replica.head]
     lines += [b"%s: %s\r\n" % (name, asked.headers[name]) for name in _PASSED_ON if name in asked.headers]
-    lines += [f"{name}: {value}\r\n".encode() for name, value in carrier.items()]
+    lines += [f"{name}: {value}\r\n".encode() for name, value in inject().items()]
     left = max(1, int((until - time.monotonic()) * 1000))
     lines.append(b"x-lepton-deadline-ms: %d\r\ncontent-length: %d\r\n\r\n" % (left, len(asked.body)))
     return b"".join(lines)
