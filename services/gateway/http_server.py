@@ -112,7 +112,7 @@ class _HeadTooLarge(Exception):
     pass
 
 
-class _Together:
+class Together:
     """A transport that sends at once what is written within one turn of the loop: an answer's head and its body, mostly."""
 
     __slots__ = ("_parts", "_size", "_soon", "_transport")
@@ -161,7 +161,7 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.transport = cast(asyncio.Transport, _Together(transport, self.loop.call_soon))
+            self.transport = cast(asyncio.Transport, Together(transport, self.loop.call_soon))
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from services.gateway.conftest import World
-from services.gateway.http_server import HttpServer
+from services.gateway.http_server import HttpServer, Together
 from services.gateway.settings import GatewaySettings, Limits
 
 HEAD = b"GET /v1/me HTTP/1.1\r\nhost: a\r\nauthorization: Bearer owner-key\r\n"
@@ -106,3 +106,51 @@ async def test_a_gateway_that_is_about_to_stop_answers_and_sends_its_clients_els
     await stopping
     with pytest.raises(httpx.ConnectError):
         await world.client.get("/healthz")
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_what_is_written_in_one_turn_of_the_loop_leaves_together() -> None:
+    transport = Transport()
+    together = Together(transport, asyncio.get_running_loop().call_soon)
+    together.write(b"head ")
+    together.write(b"body")
+    assert transport.sent == []
+    await asyncio.sleep(0)
+    together.write(b"last words")
+    together.close()
+    assert transport.sent == [b"head body", b"last words"]
+    assert transport.closed
+
+
+async def test_much_is_not_kept_until_the_turn_is_over() -> None:
+    transport = Transport()
+    together = Together(transport, asyncio.get_running_loop().call_soon)
+    for _ in range(10):
+        together.write(b"x" * 30_000)
+    assert sum(map(len, transport.sent)) >= 200_000
+
+
+async def test_nothing_is_sent_on_a_connection_that_was_lost_meanwhile() -> None:
+    transport = Transport()
+    together = Together(transport, asyncio.get_running_loop().call_soon)
+    together.write(b"head")
+    transport.close()
+    await asyncio.sleep(0)
+    assert transport.sent == []
