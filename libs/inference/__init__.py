@@ -20,8 +20,9 @@ def _service() -> Any:
 
 _SERVICE = _service()
 SERVICE: str = _SERVICE.full_name
-# By a method's name.
-REQUESTS: dict[str, Any] = {method.name: GetMessageClass(method.input_type) for method in _SERVICE.methods}
+# By a method's name, of those with one request and one answer.
+REQUESTS: dict[str, Any] = {method.name: GetMessageClass(method.input_type) for method in _SERVICE.methods if not method.server_streaming}
+# Of all.
 RESPONSES: dict[str, Any] = {method.name: GetMessageClass(method.output_type) for method in _SERVICE.methods}
 
 __all__ = ["REQUESTS", "RESPONSES", "SERVICE"]

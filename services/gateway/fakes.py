@@ -358,6 +358,8 @@ class Replica:
             return web.json_response({"name": "wdbc", "ready": True})
         if request.path.startswith("/openai/"):
             return await self._speak(request, orjson.loads(body))
+        if request.path.endswith(("/generate", "/generate_stream")):
+            return await self._write(request, orjson.loads(body))
         if request.path.endswith("/infer"):
             if not body.startswith(b"{"):
                 return web.json_response({"error": "no tensors"}, status=400)
@@ -370,6 +372,29 @@ class Replica:
             return web.Response(status=422, body=orjson.dumps(problem), content_type="application/problem+json")
         self.log.append(f"answer {len(instances)}")
         return web.json_response({"predictions": [1] * len(instances)}, headers={"x-lepton-rows": str(len(instances))})
+
+    async def _write(self, request: web.Request, asked: Any) -> web.StreamResponse:
+        said = {"model_name": "wdbc", "model_version": "1"}
+        if not asked["text_input"]:
+            return web.json_response({"error": "text_input: it must be a text"}, status=400)
+        words = asked["text_input"].split()[: asked["parameters"].get("max_tokens")]
+        used = {"x-lepton-rows": "1", "x-lepton-tokens-in": "5"}
+        if not request.path.endswith("_stream"):
+            headers = {**used, "x-lepton-tokens-out": str(len(words))}
+            return web.json_response({**said, "text_output": asked["text_input"].upper()}, headers=headers)
+        response = web.StreamResponse(headers={**used, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number, word in enumerate(words):
+            if number == self.breaks_after:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            event = b"data: %s\n\n" % orjson.dumps({**said, "text_output": word.upper()})
+            await response.write(event[:9])
+            await response.write(event[9:])
+            self.streamed += 1
+            await asyncio.sleep(self.pause)
+        return response
 
     async def _speak(self, request: web.Request, asked: Any) -> web.StreamResponse:
         used = {"x-lepton-rows": "1", "x-lepton-tokens-in": "5"}

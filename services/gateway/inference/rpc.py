@@ -1,4 +1,5 @@
-"""The inference protocol over gRPC, as ASGI: a call is a POST to its own path, and goes the way of any other request.
+"""The inference protocol over gRPC, as ASGI: a call is a POST to its own path, and goes the way of any other request; of a stream
+each message does.
 
 Knows statuses and metadata; no message.
 """
@@ -9,10 +10,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope
 
+from libs.errors import AppError
 from libs.inference import REQUESTS
 from services.gateway.http_server import ON_GONE
+from services.gateway.inference.streams import STREAM, Turn, failed
 from services.gateway.problems import RPC, RPC_STATUS
 from services.gateway.settings import GatewaySettings, Limits
 
@@ -23,6 +27,8 @@ _STREAMS = 256
 _GRACE_SECONDS = 15.0
 # Where no layer has named it; 0: nothing was said, since the caller is gone.
 _STATUSES = {0: "CANCELLED", 200: ""}
+# These end a stream: the next message would be refused likewise.
+_NO_CALLER = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
 # Old connections are begun anew, perhaps with a gateway that was not there before.
 _AGE_SECONDS = 300.0
 
@@ -46,6 +52,7 @@ class RpcServer:
         self._server = grpc.aio.server(options=_options(limits, self._settings.share_port), maximum_concurrent_rpcs=limits.connections)
         # By streams, though there is one message in each: who calls is known before it is read.
         handlers = {name: grpc.stream_unary_rpc_method_handler(self._handler(RPC + name)) for name in REQUESTS}
+        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(RPC.strip("/"), handlers),))
         try:
             port = self._server.add_insecure_port(self.address)
@@ -71,16 +78,8 @@ class RpcServer:
 
     def _handler(self, path: str) -> Callable[[Requests, Context], Awaitable[bytes]]:
         async def handle(requests: Requests, context: Context) -> bytes:
-            scope: Scope = {
-                "type": "http",
-                "method": "POST",
-                "path": path,
-                "query_string": b"",
-                "headers": [(name.encode(), _bytes(value)) for name, value in context.invocation_metadata() or ()],
-                SECONDS: context.time_remaining(),
-            }
             answer = _Answer()
-            await self._answer(scope, _receive(requests), answer)
+            await self._answer(_scope(path, context), _receive(requests), answer)
             body, trailers = b"".join(answer.parts), {name.decode(): value.decode("latin-1") for name, value in answer.headers}
             status = trailers.pop(RPC_STATUS, _STATUSES.get(answer.status, "UNKNOWN"))
             metadata = tuple((name, value) for name, value in trailers.items() if not name.startswith("content-"))
@@ -91,7 +90,29 @@ class RpcServer:
 
         return handle
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _stream(self, requests: Requests, context: Context) -> None:
+        """One message after the other: who reads slowly is asked for the next one later. What is wrong with one ends no stream."""
+        async for message in requests:
+            try:
+                turn = Turn(message)
+            except AppError as error:
+                await context.write(failed(error.detail))
+                continue
+            answer = _Streamed(turn, context.write)
+            try:
+                await self._answer(_scope(turn.path, context), _receive(_one(turn.body)), answer)
+            except AppError as error:
+                # Its answer had begun.
+                answer.words = error.detail
+            if refused := _NO_CALLER.get(answer.status):
+                await context.abort(refused, answer.words)  # raises
+            if answer.words:
+                await context.write(failed(answer.words, turn.id))
+            else:
+                for response in turn.end():
+                    await context.write(response)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer | _Streamed") -> None:
         """A caller that goes away is told of as HTTP's are: cancelled just anywhere, what is reserved or written would be lost half-way."""
         task = asyncio.ensure_future(self._app(scope, receive, answer.send))
         self._answering.add(task)
@@ -115,6 +136,45 @@ class _Answer:
             self.status, self.headers = message["status"], list(message["headers"])
         else:
             self.parts.append(message.get("body", b""))
+
+
+class _Streamed:
+    """Says each part of a turn's answer as it comes; of one that is refused it keeps the words."""
+
+    def __init__(self, turn: Turn, write: Callable[[bytes], Awaitable[None]]) -> None:
+        self.status, self.words = 0, ""
+        self._turn, self._write = turn, write
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif not (part := message.get("body", b"")):
+            return
+        elif self.status != 200:
+            self.words = _said(part)
+        else:
+            for response in self._turn.read(part):
+                await self._write(response)
+
+
+def _said(part: bytes) -> str:
+    """A refusal's words, in either form."""
+    return str(orjson.loads(part)["error"]) if part.startswith(b'{"error"') else part.decode(errors="replace")
+
+
+def _scope(path: str, context: Context) -> Scope:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), _bytes(value)) for name, value in context.invocation_metadata() or ()],
+        SECONDS: context.time_remaining(),
+    }
+
+
+async def _one(body: bytes) -> Requests:
+    yield body
 
 
 def _receive(requests: Requests) -> Receive:
