@@ -22,7 +22,8 @@ from libs.storage import ArtifactStore
 from services.training import repository, wire
 from services.training.domain.step import Step, next_step
 from services.training.handlers import jobs
-from services.training.handlers.admission import Peers, release_quota
+from services.training.handlers.admission import Peers
+from services.training.handlers.quota import release_quota
 from services.training.settings import Settings
 from services.training.tables import TrainingJob
 
@@ -36,7 +37,9 @@ FORGET_SECONDS = 30.0
 # Of an allocation that waits an event says when it is granted: looking is for why it waits, and for an event that is late.
 LOOK_AFTER_SECONDS = 15.0
 ASKED_AT_ONCE = 500
-STALE_RESERVATION_SECONDS = 120.0
+# So long a job or an upload may be on its way into its row; the gateway waits for the latter for half of that.
+STALE_JOB_SECONDS = 120.0
+STALE_UPLOAD_SECONDS = 600.0
 SWEEP_SECONDS = 3600.0
 
 Hint = Callable[[str, str, str], None]
@@ -81,11 +84,12 @@ class Reconciler:
                     self.wake(job_id)
 
     async def step(self) -> None:
-        named, self._named = self._named, set()
+        named, self._named, now = self._named, set(), time.time()
         async with self._database.read() as session:
             found = await repository.unsettled_jobs_of_all_workspaces(session, named)
-            stale = await repository.stale_reservations_of_all_workspaces(session, time.time() - STALE_RESERVATION_SECONDS)
-        now = time.time()
+            stale = await repository.stale_reservations_of_all_workspaces(
+                session, jobs_before=now - STALE_JOB_SECONDS, uploads_before=now - STALE_UPLOAD_SECONDS
+            )
         due = [(job, step) for job in found if self._is_due(job, step := next_step(job, now), job.id in named)]
         await asyncio.gather(*(self._carefully(job, step) for job, step in due))
         for left in stale:
