@@ -73,8 +73,8 @@ async def store_anyway(unit: Unit, *, workspace: str, name: str, amount: int, no
     if await repository.workspace(unit.session, workspace) is None:
         raise Poison(f"nobody stores '{name}': there is no workspace '{workspace}'")
     if await repository.reservation(unit.session, workspace, name, repository.STORAGE) is None:
-        held = {"name": name, "metric": repository.STORAGE, "amount": amount, "time": now, "settled_time": now}
-        await unit.insert(Reservation(workspace=workspace, **held))
+        row = Reservation(workspace=workspace, name=name, metric=repository.STORAGE, amount=amount, time=now, settled_time=now)
+        await unit.insert(row)
     if taken:
         await repository.release(unit.session, workspace, taken, metric=repository.STORAGE)
 
