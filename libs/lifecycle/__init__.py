@@ -5,5 +5,6 @@ Knows nothing of what the components do.
 
 from libs.lifecycle.lifecycle import Component, Lifecycle
 from libs.lifecycle.loop import Loop
+from libs.lifecycle.rounds import Rounds, Turn
 
-__all__ = ["Component", "Lifecycle", "Loop"]
+__all__ = ["Component", "Lifecycle", "Loop", "Rounds", "Turn"]

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from opentelemetry import context, propagate
+from opentelemetry.context import Context
+
 from lepton.common.v1 import options_pb2
 from libs.rpc.identity import NOBODY, Identity
 
@@ -49,7 +52,15 @@ def acting(call: Call) -> Iterator[None]:
 
 
 @contextmanager
-def acting_for(workspace: str, member: str = "", role: int = options_pb2.ROLE_OPERATOR) -> Iterator[None]:
-    """Background work (events, tasks, reconcilers) on behalf of a workspace: clients used inside the block sign for it."""
-    with acting(Call(Identity("", workspace, member, role))):
-        yield
+def acting_for(workspace: str, member: str = "", role: int = options_pb2.ROLE_OPERATOR, traceparent: str = "") -> Iterator[None]:
+    """Background work (events, tasks, reconcilers) on behalf of a workspace: clients used inside the block sign for it.
+
+    `traceparent`: the trace that is gone on with.
+    """
+    token = context.attach(propagate.extract({"traceparent": traceparent}, context=Context())) if traceparent else None
+    try:
+        with acting(Call(Identity("", workspace, member, role))):
+            yield
+    finally:
+        if token:
+            context.detach(token)

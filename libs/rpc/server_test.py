@@ -26,6 +26,7 @@ from lepton.training.v1.training_service_pb2_grpc import (
 )
 from libs.errors import AppError, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded, Transient, Unauthenticated, Violation
 from libs.rpc import Call, Client, Identity, Server, Signer, Verifier, acting, acting_for, current_call, generate_key
+from libs.telemetry import inject
 
 PRIVATE, PUBLIC = generate_key()
 
@@ -241,3 +242,16 @@ async def test_the_idempotency_key_goes_along_on_request(client: Client, compute
         await client.GetAllocation(get(), idempotency_key="k-1")
         await client.GetAllocation(get())
     assert [call.idempotency_key for call in compute.calls] == ["k-1", ""]
+
+
+def test_background_work_goes_on_with_the_trace_that_is_named() -> None:
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    with acting_for("acme", **trace):
+        assert current_call().identity.workspace == "acme"
+        assert inject() == trace
+        with acting_for("acme"):
+            assert inject() == trace
+    assert inject() == {}
+    for broken in ("", "nonsense"):
+        with acting_for("acme", traceparent=broken):
+            assert inject() == {}

@@ -10,7 +10,7 @@ from lepton.compute.v1.events_pb2 import AllocationEnded
 from lepton.data.v1.events_pb2 import DatasetDeleted, DatasetVersionFailed
 from lepton.deployment.v1.events_pb2 import EndpointDeleted, PredictionsServed, ReplicasServed
 from lepton.marketplace.v1.events_pb2 import ListingInvoked
-from lepton.training.v1.events_pb2 import TrainingJobEnded
+from lepton.training.v1.events_pb2 import ModelDeleted, ModelVersionRegistered, TrainingJobEnded
 from libs.db import Unit
 from libs.events import Handler, current_event, handles
 from services.accounts import handlers, repository
@@ -44,6 +44,8 @@ def reactions(fee_percent: Decimal) -> dict[type[Message], Handler]:
         (EndpointDeleted, on_endpoint_deleted),
         (DatasetDeleted, on_dataset_deleted),
         (DatasetVersionFailed, on_dataset_version_failed),
+        (ModelVersionRegistered, on_model_version_registered),
+        (ModelDeleted, on_model_deleted),
     )
 
 
@@ -108,14 +110,33 @@ async def on_dataset_version_failed(unit: Unit, message: DatasetVersionFailed) -
 
 
 async def on_dataset_deleted(unit: Unit, message: DatasetDeleted) -> None:
-    prefix = f"datasets/{message.workspace}/{message.dataset}@"
-    # What was stored is owed; a version that failed, or was never made, is not.
-    await handlers.settle_storage(unit, workspace=message.workspace, until=_told(), prefix=prefix, asked_before=_told())
-    await repository.release_all(unit.session, message.workspace, prefix, asked_before=_told())
+    await _end_all(unit, message.workspace, f"datasets/{message.workspace}/{message.dataset}@")
+
+
+async def on_model_version_registered(unit: Unit, message: ModelVersionRegistered) -> None:
+    version = message.model_version
+    await handlers.store_anyway(
+        unit,
+        workspace=version.workspace,
+        name=f"models/{version.workspace}/{version.model}@{version.number}",
+        amount=sum(file.size_bytes for file in version.files),
+        taken=message.reservation,
+        now=_told(),
+    )
+
+
+async def on_model_deleted(unit: Unit, message: ModelDeleted) -> None:
+    await _end_all(unit, message.workspace, f"models/{message.workspace}/{message.model}@")
 
 
 async def _end(unit: Unit, workspace: str, name: str) -> None:
     await repository.release(unit.session, workspace, name, asked_before=_told())
+
+
+async def _end_all(unit: Unit, workspace: str, prefix: str) -> None:
+    """What was stored is owed; a version that failed, or was never made, is not."""
+    await handlers.settle_storage(unit, workspace=workspace, until=_told(), prefix=prefix, asked_before=_told())
+    await repository.release_all(unit.session, workspace, prefix, asked_before=_told())
 
 
 def _moment(time: Timestamp) -> float:

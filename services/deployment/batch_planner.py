@@ -3,23 +3,21 @@
 Knows no process; what a worker does is in batch_worker.py. Any number of instances may do this at once: rows decide.
 """
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
-from opentelemetry import context
 
-from lepton.compute.v1.allocation_pb2 import ALLOCATION_STATE_GRANTED
-from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, ReleaseAllocationRequest
+from lepton.compute.v1.allocation_pb2 import ALLOCATION_STATE_GRANTED, ALLOCATION_STATE_QUEUED, Allocation
+from lepton.compute.v1.compute_service_pb2 import BatchGetAllocationsRequest, CreateAllocationRequest, ReleaseAllocationRequest
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2 import GetDatasetVersionRequest
-from libs import telemetry
 from libs.db import Database
 from libs.errors import AppError, Conflict, NotFound, Transient
 from libs.launcher import is_known_dead
-from libs.lifecycle import Loop
+from libs.lifecycle import Loop, Rounds, Turn
 from libs.rpc import acting_for
 from libs.rpc.problem import from_problem
 from libs.storage import ArtifactStore
@@ -33,10 +31,10 @@ from services.deployment.tables import BatchPrediction
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
 # Between two questions to others for one thing that has not changed.
 ASK_AGAIN_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.5
+ASKED_AT_ONCE = 500
 SWEEP_SECONDS = 3600.0
 SWEEP_BATCH = 500
 
@@ -47,8 +45,9 @@ class BatchPlanner:
     def __init__(self, database: Database, peers: Peers, settings: Settings, granted: Callable[[], Any] = lambda: None) -> None:
         self._database, self._peers, self._settings, self._granted = database, peers, settings, granted
         self._loop = Loop("deployment-batches", self.step, interval=settings.reconcile_seconds)
-        self._asked: dict[tuple[str, Step], float] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._rounds = Rounds("deployment-batches")
+        # Whose allocation is no longer what their row says.
+        self._named = set[str]()
 
     @property
     def part_rows(self) -> int:
@@ -63,7 +62,7 @@ class BatchPlanner:
 
     def wake(self) -> None:
         """Looks now, also at what it has asked for a moment ago."""
-        self._asked.clear()
+        self._rounds.forget()
         self._loop.wake()
 
     async def step(self) -> None:
@@ -71,10 +70,28 @@ class BatchPlanner:
         async with self._database.read() as session:
             found = await repository.unsettled_batches_of_all_workspaces(session)
         now = time.time()
-        due = [(batch, step) for batch in found if self._is_due(batch, step := self._next(batch, now))]
-        await asyncio.gather(*(self._carefully(batch, step) for batch, step in due))
-        ids = {batch.id for batch in found}
-        self._asked = {key: at for key, at in self._asked.items() if key[0] in ids}
+        named, self._named = self._named, set()
+        turns, waiting = list[Turn](), list[BatchPrediction]()
+        for batch in found:
+            step = self._next(batch, now)
+            if step is Step.ASK and batch.allocation_id and not batch.node and batch.id not in named:
+                waiting.append(batch)
+            elif step is not Step.NOTHING:
+                turns.append(self._turn(batch, step, batch.id in named))
+        if waiting:
+            turns.append(Turn("waiting", partial(self._look_after, waiting), ASK_AGAIN_SECONDS))
+        await self._rounds.go(turns)
+
+    async def _look_after(self, waiting: Sequence[BatchPrediction]) -> None:
+        """Of all that wait for a place at once: which no longer do, or for another reason."""
+        for start in range(0, len(waiting), ASKED_AT_ONCE):
+            part = waiting[start : start + ASKED_AT_ONCE]
+            request = BatchGetAllocationsRequest(ids=[batch.allocation_id for batch in part])
+            answer = await self._peers.compute.BatchGetAllocations(request)
+            queued = {a.id: _reason(a) for a in answer.allocations if a.state == ALLOCATION_STATE_QUEUED}
+            self._named |= {batch.id for batch in part if queued.get(batch.allocation_id) != batch.reason}
+        if self._named:
+            self._loop.wake()
 
     def _next(self, batch: BatchPrediction, now: float) -> Step:
         """Who is known to be dead is not waited for."""
@@ -85,51 +102,32 @@ class BatchPlanner:
         )
         return Step.BURY if dead else next_step(batch, now)
 
-    def _is_due(self, batch: BatchPrediction, step: Step) -> bool:
-        if step is Step.NOTHING:
-            return False
+    def _turn(self, batch: BatchPrediction, step: Step, named: bool) -> Turn:
         # What was granted and is not begun on its node may be over by now.
         asking = self._settings.allocation_lease_seconds / 3 if batch.node else ASK_AGAIN_SECONDS
-        pause = {Step.ASK: asking, Step.LOOK: LOOK_AGAIN_SECONDS}.get(step, 0.0)
-        key, now = (batch.id, step), time.monotonic()
-        if now - self._asked.get(key, float("-inf")) < pause:
-            return False
-        self._asked[key] = now
-        return True
-
-    async def _carefully(self, batch: BatchPrediction, step: Step) -> None:
-        """One job's trouble is not the others'."""
-        async with self._slots:
-            token = context.attach(telemetry.extract({"traceparent": batch.traceparent}))
-            try:
-                with acting_for(batch.workspace):
-                    await self._act(batch, step)
-            except Transient as error:
-                log.warning("batch_step_put_off", batch_prediction=batch.id, step=step, error=str(error))
-            except Exception:
-                log.exception("batch_step_failed", batch_prediction=batch.id, step=step)
-            finally:
-                context.detach(token)
+        pause = {Step.ASK: 0.0 if named else asking, Step.LOOK: LOOK_AGAIN_SECONDS}.get(step, 0.0)
+        return Turn((batch.id, step), partial(self._act, batch, step), pause)
 
     async def _act(self, batch: BatchPrediction, step: Step) -> None:
         where: dict[str, Any] = {"workspace": batch.workspace, "id": batch.id}
-        match step:
-            case Step.WITHDRAW:
-                await withdraw(self._database, self._peers, batch)
-            case Step.ASK:
-                await self._ask(batch)
-            case Step.LOOK:
-                await self._look(batch)
-            case Step.RELEASE:
-                await self._release(batch)
-            case Step.BURY:
-                async with self._database.unit() as unit:
-                    await batches.bury(unit, **where, now=time.time(), known_dead=is_known_dead(batch.lease_holder))
-                    unit.after_commit(self.wake)
-            case Step.CANCEL:
-                async with self._database.unit() as unit:
-                    await batches.finish_cancel(unit, **where, now=time.time())
-                    unit.after_commit(self.wake)
+        with acting_for(batch.workspace, traceparent=batch.traceparent):
+            match step:
+                case Step.WITHDRAW:
+                    await withdraw(self._database, self._peers, batch)
+                case Step.ASK:
+                    await self._ask(batch)
+                case Step.LOOK:
+                    await self._look(batch)
+                case Step.RELEASE:
+                    await self._release(batch)
+                case Step.BURY:
+                    async with self._database.unit() as unit:
+                        await batches.bury(unit, **where, now=time.time(), known_dead=is_known_dead(batch.lease_holder))
+                        unit.after_commit(self.wake)
+                case Step.CANCEL:
+                    async with self._database.unit() as unit:
+                        await batches.finish_cancel(unit, **where, now=time.time())
+                        unit.after_commit(self.wake)
 
     async def _ask(self, batch: BatchPrediction) -> None:
         request = CreateAllocationRequest(
@@ -146,7 +144,7 @@ class BatchPlanner:
             await self._refuse(batch, error)
             return
         granted = allocation.state == ALLOCATION_STATE_GRANTED
-        reason = f"has an allocation on {allocation.node}; a worker is about to take it" if granted else allocation.reason
+        reason = f"has an allocation on {allocation.node}; a worker is about to take it" if granted else _reason(allocation)
         async with self._database.unit() as unit:
             await batches.note_allocation(
                 unit,
@@ -154,7 +152,7 @@ class BatchPlanner:
                 id=batch.id,
                 allocation_id=allocation.id,
                 node=allocation.node if granted else "",
-                reason=reason or "waits for an allocation",
+                reason=reason,
             )
             unit.after_commit(self._granted)
 
@@ -194,6 +192,10 @@ class BatchPlanner:
             await self._peers.compute.ReleaseAllocation(ReleaseAllocationRequest(id=batch.allocation_id))
         except NotFound:
             log.info("allocation_unknown", batch_prediction=batch.id, allocation_id=batch.allocation_id)
+
+
+def _reason(allocation: Allocation) -> str:
+    return allocation.reason or "waits for an allocation"
 
 
 class PartSweep:

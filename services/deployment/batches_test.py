@@ -25,7 +25,7 @@ from libs.modelkit.runtime import Runtime
 from libs.rpc import Client, acting_for
 from libs.storage import ArtifactStore, InMemoryArtifactStore, LocalArtifactStore
 from libs.testing import migrated_database
-from services.deployment.batch_planner import PartSweep
+from services.deployment.batch_planner import BatchPlanner, PartSweep
 from services.deployment.batch_worker import BatchWorker, Stores
 from services.deployment.conftest import Accounts, Compute, Embedded, Training, World, serving, ship
 from services.deployment.domain.batch import BatchState
@@ -51,6 +51,7 @@ class Batches:
         self.datasets: ArtifactStore = stores[0]
         self.parts: ArtifactStore = stores[1]
         self.client: Client
+        self.planner: BatchPlanner
 
     def worker(self, embedded: Embedded, launcher: Launcher | None = None) -> BatchWorker:
         world, node = self.world, embedded.node
@@ -143,7 +144,7 @@ async def running(batches: Batches, folder: Path, launcher: Launcher | None = No
     await worker.start()
     await by.planner.start()
     async with by as client:
-        batches.client = client
+        batches.client, batches.planner = client, by.planner
         yield worker
     await by.planner.stop()
     await worker.stop()
@@ -285,6 +286,41 @@ async def test_one_that_waits_says_for_what_and_is_cancelled_at_once(batches: Ba
         assert (await batches.cancel(made.id)).state == batch_pb2.BATCH_PREDICTION_STATE_CANCELLED
         await batches.ended(eventually, made.id, batch_pb2.BATCH_PREDICTION_STATE_CANCELLED)
     assert not batches.world.launcher.processes
+
+
+async def test_all_that_wait_are_asked_about_at_once(batches: Batches, tmp_path: Path, eventually: Eventually) -> None:
+    compute = batches.world.compute
+    compute.waiting = "waits for 1 core"
+    async with running(batches, tmp_path):
+        made = [(await batches.create(output=f"answers-{number}")).id for number in range(3)]
+
+        async def wait() -> bool:
+            return {(await batches.get(id)).reason for id in made} == {compute.waiting}
+
+        await eventually(wait)
+        ids = {(await batches.row(id)).allocation_id for id in made}
+        assert len(compute.asked) == 3
+
+        async def is_looked_after() -> bool:
+            return len(compute.looked) > 1
+
+        for reason, asked in (("waits for 1 core", 3), ("waits: others are before it", 6), ("waits: others are before it", 6)):
+            compute.waiting = reason
+            compute.looked.clear()
+            batches.planner.wake()
+            await eventually(wait)
+            await eventually(is_looked_after)
+            assert {frozenset(looked) for looked in compute.looked} == {frozenset(ids)}
+            assert len(compute.asked) == asked
+        # One is lost, and asked for anew without a word of the others.
+        compute.live.popitem()
+        batches.planner.wake()
+
+        async def is_asked_for() -> bool:
+            return len(compute.live) == 3
+
+        await eventually(is_asked_for)
+        assert len(compute.asked) == 7
 
 
 async def test_a_lost_worker_is_buried_and_the_next_goes_on(batches: Batches, tmp_path: Path, eventually: Eventually) -> None:

@@ -73,6 +73,7 @@ class Compute:
     refusal: AppError | None = None
     live: dict[str, str] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
+    looked: list[list[str]] = field(default_factory=list)
     expired: set[str] = field(default_factory=set)
     renewed: int = 0
 
@@ -87,6 +88,12 @@ class Compute:
         if self.waiting:
             return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_QUEUED, reason=self.waiting)
         return allocation_pb2.Allocation(id=id, state=allocation_pb2.ALLOCATION_STATE_GRANTED, node=self.node, devices=[3])
+
+    async def BatchGetAllocations(self, request: Any) -> compute_service_pb2.BatchGetAllocationsResponse:
+        self.looked.append(list(request.ids))
+        state = allocation_pb2.ALLOCATION_STATE_QUEUED if self.waiting else allocation_pb2.ALLOCATION_STATE_GRANTED
+        found = [allocation_pb2.Allocation(id=id, state=state, reason=self.waiting) for id in request.ids if id in self.live.values()]
+        return compute_service_pb2.BatchGetAllocationsResponse(allocations=found)
 
     async def RenewAllocation(self, request: Any) -> None:
         self.renewed += 1

@@ -3,22 +3,20 @@
 One instance does this at a time; the others answer calls. Starts no process: what a node does is in node.py.
 """
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
-from opentelemetry import context
 
 from lepton.compute.v1.allocation_pb2 import ALLOCATION_STATE_GRANTED, Allocation
 from lepton.compute.v1.compute_service_pb2 import CreateAllocationRequest, ReleaseAllocationRequest
-from libs import telemetry
 from libs.db import Database
 from libs.errors import AppError, NotFound, Transient
 from libs.launcher import is_known_dead, signature
-from libs.lifecycle import Loop
+from libs.lifecycle import Loop, Rounds, Turn
 from libs.rpc import acting_for
 from services.deployment import repository, wire
 from services.deployment.changes import Changes
@@ -34,7 +32,6 @@ from services.deployment.tables import Endpoint, Replica, Revision
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
 # Between two questions for one allocation that waits.
 ASK_AGAIN_SECONDS = 2.0
 STALE_RESERVATION_SECONDS = 120.0
@@ -52,9 +49,8 @@ class Reconciler:
         self._database, self._peers, self._changes, self._settings, self._here = database, peers, changes, settings, here
         self.owner = f"{signature()}/{secrets.token_hex(4)}"
         self._loop = Loop("deployment-reconciler", self.step, interval=settings.reconcile_seconds)
-        self._asked: dict[str, float] = {}
+        self._rounds = Rounds("deployment-reconciler")
         self._scaler = Scaler(database)
-        self._slots = asyncio.Semaphore(AT_ONCE)
         self._leads = False
         self._lease_checked = self._swept = self._looked = float("-inf")
         self._looks_since = time.monotonic()
@@ -68,13 +64,13 @@ class Reconciler:
         """Another instance goes on."""
         await self._loop.stop()
         if self._leads:
-            await self._release()
+            await self._rounds.go(await self._returns())
             async with self._database.unit() as unit:
                 await repository.resign(unit.session, self.owner)
 
     def wake(self) -> None:
         """Looks at everything now."""
-        self._asked.clear()
+        self._rounds.forget()
         self._loop.wake()
         self._wake_here()
 
@@ -93,8 +89,7 @@ class Reconciler:
         if changed:
             self._wake_here()
             return True
-        await self._ask(revisions, live)
-        await self._release()
+        await self._rounds.go([*self._asks(revisions, live), *await self._returns()])
         await self._tidy()
         return False
 
@@ -149,42 +144,28 @@ class Reconciler:
         wanted, beside = pair.wanted(endpoint, live)
         return bool(plan(wanted, seen, now, beside))
 
-    async def _ask(self, revisions: Mapping[str, Sequence[Revision]], live: Sequence[Replica]) -> None:
-        """Compute, for every replica that nobody runs yet and that is due."""
+    def _asks(self, revisions: Mapping[str, Sequence[Revision]], live: Sequence[Replica]) -> list[Turn]:
+        """Of compute, for every replica that nobody runs yet."""
         wanted = {(revision.endpoint_id, revision.number): revision for own in revisions.values() for revision in own}
-        due = [replica for replica in live if (replica.endpoint_id, replica.revision) in wanted and self._is_due(replica)]
-        await asyncio.gather(*(self._ask_for(replica, wanted[replica.endpoint_id, replica.revision]) for replica in due))
-        ids = {replica.id for replica in live}
-        self._asked = {id: at for id, at in self._asked.items() if id in ids}
+        turns = []
+        for replica in live:
+            revision = wanted.get((replica.endpoint_id, replica.revision))
+            if revision and replica.state == ReplicaState.STARTING and not replica.owner:
+                # What was granted and is not begun on its node may be over by now.
+                pause = self._settings.allocation_lease_seconds if replica.node else ASK_AGAIN_SECONDS
+                turns.append(Turn(replica.id, partial(self._ask, replica, revision), pause))
+        return turns
 
-    def _is_due(self, replica: Replica) -> bool:
-        if replica.state != ReplicaState.STARTING or replica.owner:
-            return False
-        # What was granted and is not begun on its node may be over by now.
-        pause = self._settings.allocation_lease_seconds if replica.node else ASK_AGAIN_SECONDS
-        now = time.monotonic()
-        if now - self._asked.get(replica.id, float("-inf")) < pause:
-            return False
-        self._asked[replica.id] = now
-        return True
-
-    async def _ask_for(self, replica: Replica, revision: Revision) -> None:
-        """One replica's trouble is not the others'."""
-        async with self._slots:
-            token = context.attach(telemetry.extract({"traceparent": revision.traceparent}))
+    async def _ask(self, replica: Replica, revision: Revision) -> None:
+        with acting_for(replica.workspace, traceparent=revision.traceparent):
             try:
-                with acting_for(replica.workspace):
-                    allocation = await self._peers.compute.CreateAllocation(self._request(replica, revision))
-                    await self._note(replica, revision, allocation)
+                allocation = await self._peers.compute.CreateAllocation(self._request(replica, revision))
+                await self._note(replica, revision, allocation)
             except Transient as error:
                 if not replica.node:
                     await self._note_waiting(replica, replica.allocation_id, error.detail)
             except AppError as error:
                 await self._note_refused(replica, error)
-            except Exception:
-                log.exception("allocation_not_asked", replica_id=replica.id)
-            finally:
-                context.detach(token)
 
     def _request(self, replica: Replica, revision: Revision) -> CreateAllocationRequest:
         return CreateAllocationRequest(
@@ -221,26 +202,24 @@ class Reconciler:
             await replicas.note_ended(unit, **where, reason=error.detail, now=time.time(), error=error.as_dict())
         self._changes.notify(replica.workspace, replica.endpoint)
 
-    async def _release(self) -> None:
-        """Gives back the allocations of replicas that have ended, and the quota of endpoints that were not made."""
+    async def _returns(self) -> list[Turn]:
+        """The allocations of replicas that have ended, and the quota of endpoints that were not made."""
         async with self._database.read() as session:
             held = await repository.unreleased_of_all_workspaces(session)
             stale = await repository.stale_reservations_of_all_workspaces(session, time.time() - STALE_RESERVATION_SECONDS)
-        for replica in held:
-            try:
-                await self._peers.compute.ReleaseAllocation(ReleaseAllocationRequest(id=replica.allocation_id))
-            except NotFound:
-                log.info("allocation_unknown", replica_id=replica.id, allocation_id=replica.allocation_id)
-            except AppError as error:
-                log.warning("allocation_release_put_off", replica_id=replica.id, error=str(error))
-                continue
-            async with self._database.unit() as unit:
-                await replicas.note_released(unit, workspace=replica.workspace, id=replica.id, allocation_id=replica.allocation_id)
+        turns = [Turn(("allocation", replica.id), partial(self._release, replica)) for replica in held]
         for pending in stale:
-            try:
-                await give_back(self._database, self._peers, pending.workspace, pending.endpoint)
-            except AppError as error:
-                log.warning("quota_release_put_off", endpoint=pending.endpoint, error=str(error))
+            act = partial(give_back, self._database, self._peers, pending.workspace, pending.endpoint)
+            turns.append(Turn(("quota", pending.workspace, pending.endpoint), act))
+        return turns
+
+    async def _release(self, replica: Replica) -> None:
+        try:
+            await self._peers.compute.ReleaseAllocation(ReleaseAllocationRequest(id=replica.allocation_id))
+        except NotFound:
+            log.info("allocation_unknown", replica_id=replica.id, allocation_id=replica.allocation_id)
+        async with self._database.unit() as unit:
+            await replicas.note_released(unit, workspace=replica.workspace, id=replica.id, allocation_id=replica.allocation_id)
 
     async def _tidy(self) -> None:
         if time.monotonic() - self._swept < SWEEP_SECONDS:

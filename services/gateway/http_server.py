@@ -155,6 +155,7 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
         _bytes_left = 0
         _headers_left = 0
         _receiving = False
+        _closes = False
         _in_head = False
         _head_bytes = 0
         _refusal = 400
@@ -208,6 +209,9 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
             self._in_head = False
             self._receiving = True
             super().on_headers_complete()
+            if self.cycle is not None:
+                # uvicorn would close right after an answer, and one that came before the whole body be lost with the reset.
+                self._closes, self.cycle.keep_alive = not self.cycle.keep_alive, True
 
         def on_message_complete(self) -> None:
             self._receiving = False
@@ -216,7 +220,7 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
             if self.cycle is not None and self.cycle.response_complete:
                 # The rest of a body that nobody wanted has passed: from here on the connection is idle.
                 self._disarm()
-                self._arm(limits.idle_seconds)
+                self._arm(0 if self._closes else limits.idle_seconds)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -224,6 +228,8 @@ def _protocol(limits: Limits, problem_base: str) -> type[HttpToolsProtocol]:
                 # Answered before the body was there: it may still arrive, and is thrown away, for a while.
                 self._unset_keepalive_if_required()
                 self._arm()
+            elif self._closes and self.cycle is not None and self.cycle.response_complete:
+                self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
             if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:

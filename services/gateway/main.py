@@ -24,6 +24,7 @@ from services.gateway.inference.quota import PredictionQuota
 from services.gateway.inference.router import Router
 from services.gateway.inference.rpc import RpcServer
 from services.gateway.inference.traffic import Traffic
+from services.gateway.intake import Intake
 from services.gateway.limits import RateLimits
 from services.gateway.operations import Operation
 from services.gateway.peers import SERVICES, Peers, connect
@@ -89,12 +90,12 @@ class ControlPlane(_Listening):
         authenticator = Authenticator(peers.accounts)
         draining, closing = asyncio.Event(), asyncio.Event()
         datasets = datasets or open_store(settings.storage, "datasets")
-        tokens = UploadTokens(settings.identity)
+        intake, tokens = Intake(peers.accounts, limits), UploadTokens(settings.identity)
         operations = [
             *OpenAiModels(peers.deployment).widen(_transcoded(peers, authenticator, settings)),
-            *Datasets(peers.data, datasets, tokens, limits, problems).operations(),
-            *Uploads(peers.accounts, datasets, tokens, limits).operations(),
-            *Models(peers.training, models or open_store(settings.storage, "models"), limits, problems).operations(),
+            *Datasets(peers.data, datasets, tokens, intake, limits, problems).operations(),
+            *Uploads(intake, datasets, tokens, limits).operations(),
+            *Models(peers.training, models or open_store(settings.storage, "models"), intake, limits, problems).operations(),
             *TrainingJobs(peers.training, problems, closing).operations(),
             *Traces(traces or trace_store(settings)).operations(),
             *Health(peers, draining).operations(),

@@ -116,9 +116,14 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(orjson.dumps(value), status, {**_NO_STORE, **(headers or {})}, JSON)
 
 
-def _check_declared(request: Request, limit: int, what: str) -> None:
+def declared_size(request: Request) -> int:
+    """How many bytes the body is said to have; 0 where nothing is said."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit:
+    return int(declared[:20]) if declared.isdecimal() else 0
+
+
+def _check_declared(request: Request, limit: int, what: str) -> None:
+    if declared_size(request) > limit:
         raise too_large(what, limit)
 
 

@@ -87,8 +87,15 @@ def _violation(document: dict[str, Any]) -> Violation:
 
 def too_large(what: str, limit: int) -> Invalid:
     """What exceeds how many bytes, in words."""
-    unit, size = next((unit, size) for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("bytes", 1)) if limit >= size)
-    return Invalid(f"{what} is larger than {limit / size:g} {unit}", code="too_large", meta={"limit_bytes": limit})
+    return Invalid(f"{what} is larger than {in_units(limit)}", code="too_large", meta={"limit_bytes": limit})
+
+
+def in_units(size: int) -> str:
+    """A number of bytes, in words."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size} bytes"
 
 
 def encode(value: Any) -> bytes:

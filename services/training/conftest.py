@@ -139,11 +139,13 @@ class FakeCompute(ComputeServiceServicer):
 
 
 class FakeAccounts(AccountsServiceServicer):
-    """Grants up to `limits`; remembers what is reserved."""
+    """Grants up to `limits`; remembers what is reserved. `on_reserved` is what happens before the caller hears of it."""
 
     def __init__(self) -> None:
-        self.limits = {"concurrent_training_jobs": 100, "cpu_seconds": 10_000_000, "gpu_seconds": 0}
+        self.limits = {"concurrent_training_jobs": 100, "cpu_seconds": 10_000_000, "gpu_seconds": 0, "storage_bytes": 1 << 40}
         self.reserved: dict[tuple[str, str], int] = {}
+        self.on_reserved: Callable[[], Awaitable[None]] | None = None
+        self.away = False
 
     async def ReserveQuota(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.ReserveQuotaResponse:
         used = sum(amount for (_, metric), amount in self.reserved.items() if metric == request.metric)
@@ -153,6 +155,8 @@ class FakeAccounts(AccountsServiceServicer):
             raise QuotaExceeded(f"{request.metric} is used up", meta={"remaining": left, "plans": ["pro"]})
         granted = min(left, request.amount)
         self.reserved[(request.reservation, request.metric)] = granted
+        if self.on_reserved:
+            await self.on_reserved()
         return accounts_pb.ReserveQuotaResponse(granted=granted, limit=self.limits[request.metric], remaining=left - granted)
 
     async def GetMe(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.GetMeResponse:
@@ -161,6 +165,8 @@ class FakeAccounts(AccountsServiceServicer):
         return accounts_pb.GetMeResponse(quotas=quotas)
 
     async def ReleaseQuota(self, request: Any, context: Any = None, **_: Any) -> accounts_pb.ReleaseQuotaResponse:
+        if self.away:
+            raise Transient("accounts cannot be reached; try again in a moment")
         self.reserved = {key: amount for key, amount in self.reserved.items() if key[0] != request.reservation}
         return accounts_pb.ReleaseQuotaResponse()
 

@@ -3,40 +3,40 @@
 Knows no process; what a worker does is in supervisor/.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
-from opentelemetry import context, propagate
 
 from lepton.compute.v1 import allocation_pb2
 from lepton.compute.v1.compute_service_pb2 import BatchGetAllocationsRequest, CreateAllocationRequest, ReleaseAllocationRequest
 from libs.db import Database
 from libs.errors import AppError, NotFound, Transient
-from libs.lifecycle import Loop
+from libs.lifecycle import Loop, Rounds, Turn
 from libs.rpc import acting_for
 from libs.rpc.names import enum_name_by_number
 from libs.storage import ArtifactStore
 from services.training import repository, wire
 from services.training.domain.step import Step, next_step
 from services.training.handlers import jobs
-from services.training.handlers.admission import Peers, release_quota
+from services.training.handlers.admission import Peers
+from services.training.handlers.quota import release_quota
 from services.training.settings import Settings
 from services.training.tables import TrainingJob
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
 # Between two looks at one thing that has not changed.
 ASK_AGAIN_SECONDS = 2.0
 HINT_AGAIN_SECONDS = 2.0
-FORGET_SECONDS = 30.0
 # Of an allocation that waits an event says when it is granted: looking is for why it waits, and for an event that is late.
 LOOK_AFTER_SECONDS = 15.0
 ASKED_AT_ONCE = 500
-STALE_RESERVATION_SECONDS = 120.0
+# So long a job or an upload may be on its way into its row; the gateway waits for the latter for half of that.
+STALE_JOB_SECONDS = 120.0
+STALE_UPLOAD_SECONDS = 600.0
 SWEEP_SECONDS = 3600.0
 
 Hint = Callable[[str, str, str], None]
@@ -49,10 +49,9 @@ class Reconciler:
         self._database, self._peers, self._hint, self._settings = database, peers, hint, settings
         self._loop = Loop("training-reconciler", self.step, interval=settings.reconcile_seconds)
         self._waiting = Loop("training-waiting", self.look_after_waiting, interval=LOOK_AFTER_SECONDS)
-        self._looked: dict[tuple[str, Step, int], float] = {}
+        self._rounds = Rounds("training-reconciler")
         # Jobs that wait for an allocation of which something was heard.
         self._named = set[str]()
-        self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def start(self) -> None:
         await self._loop.start()
@@ -81,58 +80,40 @@ class Reconciler:
                     self.wake(job_id)
 
     async def step(self) -> None:
-        named, self._named = self._named, set()
+        named, self._named, now = self._named, set(), time.time()
         async with self._database.read() as session:
             found = await repository.unsettled_jobs_of_all_workspaces(session, named)
-            stale = await repository.stale_reservations_of_all_workspaces(session, time.time() - STALE_RESERVATION_SECONDS)
-        now = time.time()
-        due = [(job, step) for job in found if self._is_due(job, step := next_step(job, now), job.id in named)]
-        await asyncio.gather(*(self._carefully(job, step) for job, step in due))
+            stale = await repository.stale_reservations_of_all_workspaces(
+                session, jobs_before=now - STALE_JOB_SECONDS, uploads_before=now - STALE_UPLOAD_SECONDS
+            )
+        turns = [self._turn(job, step, job.id in named) for job in found if (step := next_step(job, now)) is not Step.NOTHING]
         for left in stale:
-            await release_quota(self._database, self._peers, left.workspace, left.job_id)
-        self._looked = {key: at for key, at in self._looked.items() if time.monotonic() - at < FORGET_SECONDS}
+            give_back = partial(release_quota, self._database, self._peers, left.workspace, left.job_id)
+            turns.append(Turn(("reservation", left.job_id), give_back, ASK_AGAIN_SECONDS))
+        await self._rounds.go(turns)
 
-    def _is_due(self, job: TrainingJob, step: Step, named: bool) -> bool:
-        if step is Step.NOTHING:
-            return False
+    def _turn(self, job: TrainingJob, step: Step, named: bool) -> Turn:
         pause = {Step.ASK: 0.0 if named else ASK_AGAIN_SECONDS, Step.HINT: HINT_AGAIN_SECONDS}.get(step, 0.0)
-        key, now = (job.id, step, job.attempts), time.monotonic()
-        if now - self._looked.get(key, -pause) < pause:
-            return False
-        self._looked[key] = now
-        return True
-
-    async def _carefully(self, job: TrainingJob, step: Step) -> None:
-        """One job's trouble is not the others'."""
-        async with self._slots:
-            token = context.attach(propagate.extract({"traceparent": job.traceparent}))
-            try:
-                with acting_for(job.workspace):
-                    await self._act(job, step)
-            except Transient as error:
-                log.warning("reconcile_put_off", job_id=job.id, step=step, error=str(error))
-            except Exception:
-                log.exception("reconcile_failed", job_id=job.id, step=step)
-            finally:
-                context.detach(token)
+        return Turn((job.id, step, job.attempts), partial(self._act, job, step), pause)
 
     async def _act(self, job: TrainingJob, step: Step) -> None:
         where: dict[str, Any] = {"workspace": job.workspace, "job_id": job.id}
-        match step:
-            case Step.ASK:
-                await self._ask(job)
-            case Step.HINT:
-                self._hint(job.workspace, job.id, job.node)
-            case Step.RELEASE:
-                await release(self._database, self._peers, job.workspace, job.id, job.allocation_id)
-            case Step.BURY:
-                async with self._database.unit() as unit:
-                    await jobs.bury_attempt(unit, **where, now=time.time())
-                    unit.after_commit(self.wake)
-            case Step.CANCEL:
-                async with self._database.unit() as unit:
-                    await jobs.finish_cancel(unit, **where, now=time.time())
-                    unit.after_commit(self.wake)
+        with acting_for(job.workspace, traceparent=job.traceparent):
+            match step:
+                case Step.ASK:
+                    await self._ask(job)
+                case Step.HINT:
+                    self._hint(job.workspace, job.id, job.node)
+                case Step.RELEASE:
+                    await release(self._database, self._peers, job.workspace, job.id, job.allocation_id)
+                case Step.BURY:
+                    async with self._database.unit() as unit:
+                        await jobs.bury_attempt(unit, **where, now=time.time())
+                        unit.after_commit(self.wake)
+                case Step.CANCEL:
+                    async with self._database.unit() as unit:
+                        await jobs.finish_cancel(unit, **where, now=time.time())
+                        unit.after_commit(self.wake)
 
     async def _ask(self, job: TrainingJob) -> None:
         request = CreateAllocationRequest(
@@ -164,7 +145,7 @@ class Reconciler:
                 nodes=list(allocation.nodes),
             )
             if ready:
-                self._looked[(job.id, Step.HINT, job.attempts)] = time.monotonic()
+                self._rounds.note((job.id, Step.HINT, job.attempts))
                 unit.after_commit(lambda: self._hint(job.workspace, job.id, allocation.node))
 
 

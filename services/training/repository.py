@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import case, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.db import Unit
@@ -97,13 +97,23 @@ async def find_job_of_allocation(session: AsyncSession, workspace: str, allocati
     return (await session.execute(query.with_for_update())).scalar_one_or_none()
 
 
-async def stale_reservations_of_all_workspaces(session: AsyncSession, before: float) -> list[PendingReservation]:
+async def stale_reservations_of_all_workspaces(
+    session: AsyncSession, *, jobs_before: float, uploads_before: float
+) -> list[PendingReservation]:
+    of_upload = PendingReservation.job_id.startswith("uploads/")
+    before = case((of_upload, uploads_before), else_=jobs_before)
     return list((await session.execute(select(PendingReservation).where(PendingReservation.create_time < before))).scalars())
 
 
-async def delete_reservation(session: AsyncSession, workspace: str, job_id: str) -> bool:
+async def is_reserving(session: AsyncSession, workspace: str, made: str) -> bool:
+    """Whether quota is being reserved for what is not made yet."""
+    where = (PendingReservation.workspace == workspace, PendingReservation.job_id == made)
+    return (await session.execute(select(PendingReservation.job_id).where(*where))).first() is not None
+
+
+async def delete_reservation(session: AsyncSession, workspace: str, made: str) -> bool:
     """Whether it was there."""
-    where = (PendingReservation.workspace == workspace, PendingReservation.job_id == job_id)
+    where = (PendingReservation.workspace == workspace, PendingReservation.job_id == made)
     return bool((await session.execute(delete(PendingReservation).where(*where))).rowcount)
 
 

@@ -1,6 +1,7 @@
 """The gRPC face of the service."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from lepton.training.v1 import job_pb2, model_pb2
@@ -14,7 +15,8 @@ from libs.storage import ArtifactStore
 from services.training import repository, wire
 from services.training.domain.states import State
 from services.training.handlers import jobs, models, uploads
-from services.training.handlers.admission import Peers, admit, reserved, settle_reservation
+from services.training.handlers.admission import Peers, admit
+from services.training.handlers.quota import giving_back, reserve_job, reserve_storage, settle_reservation
 from services.training.handlers.uploads import Unpacking
 from services.training.pulse import Pulse
 from services.training.reconciler import Reconciler
@@ -36,11 +38,13 @@ class TrainingServicer(Edge, TrainingServiceServicer):
             async with self.unit(request):
                 pass  # Was it answered before? Then nothing is asked or reserved again.
         job = await admit(self.database, self._peers, self.workspace, request)
-        async with reserved(self.database, self._peers, job), self.unit(request) as unit:
-            await settle_reservation(unit.session, job)
-            await jobs.create_training_job(unit, job)
-            unit.after_commit(self._reconciler.wake)
-            return await unit.reply(wire.job_message(job))
+        async with self._giving_back(job.id):
+            await reserve_job(self._peers, job)
+            async with self.unit(request) as unit:
+                await settle_reservation(unit.session, job.workspace, job.id)
+                await jobs.create_training_job(unit, job)
+                unit.after_commit(self._reconciler.wake)
+                return await unit.reply(wire.job_message(job))
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> job_pb2.TrainingJob:
         async with self.read() as session:
@@ -133,10 +137,18 @@ class TrainingServicer(Edge, TrainingServiceServicer):
         if current_call().idempotency_key:
             async with self.unit(request):
                 pass  # Was it answered before? Then nothing is unpacked again.
-        package, files = await self._unpacking.files(request.content.digest)
-        async with self.unit(request) as unit:
-            found = await uploads.register_upload(unit, workspace=self.workspace, name=request.name, package=package, files=files)
-            return await unit.reply(found)
+        where, upload = {"workspace": self.workspace, "name": request.name}, uploads.new_upload()
+        async with self._unpacking.unpacked(request.content.digest) as package, self._giving_back(upload):
+            # What it unpacks to counts, and none of it is stored before there is room.
+            await reserve_storage(self._peers, self.workspace, upload, package.size)
+            files = await self._unpacking.kept(package)
+            async with self.unit(request) as unit:
+                await settle_reservation(unit.session, self.workspace, upload)
+                found = await uploads.register_upload(unit, **where, upload=upload, package=package.said, files=files)
+                return await unit.reply(found)
+
+    def _giving_back(self, made: str) -> AbstractAsyncContextManager[None]:
+        return giving_back(self.database, self._peers, self.workspace, made)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
         # Who deletes an endpoint and then its model need not wait for the event between them.

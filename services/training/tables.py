@@ -141,10 +141,11 @@ class TrainingJob(Table, table=True):
 
 
 class PendingReservation(Table, table=True):
-    """Quota is being reserved for a job that is not there yet; one that stays is given back."""
+    """Quota is being reserved for a job, or for an upload ("uploads/…"), that is not there yet; one that stays is given back."""
 
     __tablename__ = "pending_reservations"
 
+    # Or the upload's.
     job_id: str = Field(primary_key=True)
     workspace: str
     create_time: float

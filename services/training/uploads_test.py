@@ -1,19 +1,25 @@
 """A model that a member brings: from a ZIP in the store to a version, or words and nothing left."""
 
+import asyncio
 import io
 import json
+import time
 import zipfile
 from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
+from sqlalchemy import select, update
 
 from lepton.common.v1 import resource_pb2
 from lepton.training.v1 import job_pb2, model_pb2
 from lepton.training.v1 import training_service_pb2 as pb
-from libs.errors import Invalid, NotFound, Replay
+from lepton.training.v1.events_pb2 import ModelVersionRegistered
+from libs.db.infrastructure import outbox
+from libs.errors import Invalid, NotFound, QuotaExceeded, Replay, Transient
 from libs.testing import as_member
 from services.training.conftest import Platform, bytes_of
+from services.training.tables import PendingReservation
 
 CODE = b"class Model:\n    def predict(self, records):\n        return records\n"
 SIGNATURE = {"inputs": [{"name": "x", "type": "double"}], "outputs": [{"name": "y", "type": "double", "shape": [3]}]}
@@ -98,3 +104,90 @@ async def test_no_training_goes_on_from_what_was_uploaded(platform: Platform) ->
     model = job_pb2.ModelSpec(architecture=job_pb2.ARCHITECTURE_LINEAR, init="m@1")
     with pytest.raises(Invalid, match="m@1 was uploaded"):
         await platform.submit(output_model="n", model=model)
+
+
+def unpacked_size(version: model_pb2.ModelVersion) -> int:
+    return sum(file.size_bytes for file in version.files)
+
+
+async def reserved_since(platform: Platform, seconds: float) -> None:
+    """Whatever is being reserved, is so for `seconds`."""
+    async with platform.database.unit() as unit:
+        await unit.session.execute(update(PendingReservation).values(create_time=time.time() - seconds))
+
+
+async def test_what_it_unpacks_to_is_reserved_under_the_name_that_its_event_says(platform: Platform) -> None:
+    version = await push(platform, {"model.py": CODE, "zeros": b"\0" * 100_000})
+    [(name, metric), amount] = next(iter(platform.accounts.reserved.items()))
+    assert (metric, amount) == ("storage_bytes", unpacked_size(version)) and amount > 100_000
+    assert name.startswith("uploads/acme/")
+    async with platform.database.read() as session:
+        [data] = (await session.execute(select(outbox.c.data))).scalars()
+    assert ModelVersionRegistered.FromString(data).reservation == name
+    await reserved_since(platform, 3600)
+    await platform.reconciler.step()
+    assert platform.accounts.reserved, "it stands until accounts has heard of the version"
+
+
+async def test_a_bomb_is_not_stored(platform: Platform) -> None:
+    platform.accounts.limits["storage_bytes"] = 50_000
+    before = {digest async for digest, _ in platform.stores.models.list()}
+    with pytest.raises(QuotaExceeded):
+        await push(platform, {"model.py": CODE, "zeros": b"\0" * 100_000})
+    after = {digest async for digest, _ in platform.stores.models.list()}
+    assert len(after - before) == 1, "only the archive, which is swept"
+    assert platform.accounts.reserved == {}
+    with as_member():
+        assert not (await platform.servicer.ListModels(pb.ListModelsRequest(), None)).models
+
+
+async def test_two_at_once_do_not_pass_the_limit_together(platform: Platform) -> None:
+    size = unpacked_size(await push(platform, {"model.py": CODE}, workspace="rival"))
+    platform.accounts.reserved.clear()
+    platform.accounts.limits["storage_bytes"] = 2 * size - 1
+    answers = await asyncio.gather(*(push(platform, {"model.py": CODE}) for _ in range(4)), return_exceptions=True)
+    made = [answer for answer in answers if isinstance(answer, model_pb2.ModelVersion)]
+    assert len(made) == 1 and all(isinstance(answer, QuotaExceeded) for answer in answers if answer not in made), answers
+    assert sum(platform.accounts.reserved.values()) == size
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_one_that_breaks_off_gives_back(platform: Platform, killed: bool) -> None:
+    async def break_off() -> None:
+        assert platform.accounts.reserved
+        # Whoever is killed gives nothing back, nor does who does not reach accounts.
+        platform.accounts.away = killed
+        raise asyncio.CancelledError
+
+    platform.accounts.on_reserved = break_off
+    with pytest.raises(asyncio.CancelledError):
+        await push(platform, {"model.py": CODE})
+    assert bool(platform.accounts.reserved) is killed
+    platform.accounts.away = False
+    await reserved_since(platform, 300)
+    await platform.reconciler.step()
+    assert bool(platform.accounts.reserved) is killed, "it may still be on its way"
+    await reserved_since(platform, 700)
+    await platform.reconciler.step()
+    assert platform.accounts.reserved == {}
+
+
+async def test_what_was_given_back_is_not_made_any_more(platform: Platform) -> None:
+    async def dawdle() -> None:
+        await reserved_since(platform, 700)
+        await platform.reconciler.step()
+
+    platform.accounts.on_reserved = dawdle
+    with pytest.raises(Transient, match="too long"):
+        await push(platform, {"model.py": CODE})
+    with as_member():
+        assert not (await platform.servicer.ListModels(pb.ListModelsRequest(), None)).models
+
+
+async def test_no_training_begins_without_room_for_its_model(platform: Platform) -> None:
+    platform.accounts.limits["storage_bytes"] = 0
+    with pytest.raises(QuotaExceeded):
+        await platform.submit()
+    assert platform.accounts.reserved == {}
+    platform.accounts.limits["storage_bytes"] = 1
+    await platform.submit()

@@ -204,8 +204,9 @@ def job_ended(job: TrainingJob) -> Event:
     return Event.of(events_pb2.TrainingJobEnded(job=job_message(job)), key=job.id)
 
 
-def version_registered(version: model_pb2.ModelVersion) -> Event:
-    return Event.of(events_pb2.ModelVersionRegistered(model_version=version), key=f"{version.workspace}/{version.model}")
+def version_registered(version: model_pb2.ModelVersion, reservation: str = "") -> Event:
+    message = events_pb2.ModelVersionRegistered(model_version=version, reservation=reservation)
+    return Event.of(message, key=f"{version.workspace}/{version.model}")
 
 
 def model_deleted(workspace: str, model: str) -> Event:

@@ -1,6 +1,10 @@
 """Quotas and money under attack: races, odd prices, keys used twice. Nothing is free, and nothing is paid twice."""
 
+import io
+import os
+import socket
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,13 +42,13 @@ def quota(http: httpx.Client, metric: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def plan(town: Town) -> Iterator[Callable[[str, int], None]]:
-    """Gives a workspace a plan with so many predictions."""
+def plan(town: Town) -> Iterator[Callable[..., None]]:
+    """Gives a workspace a plan with such limits."""
     with town.platform.http() as operator:
 
-        def give(workspace: str, predictions: int) -> None:
+        def give(workspace: str, **tight: int) -> None:
             pro = next(each for each in ok(operator.get("/v1/plans"))["plans"] if each["name"] == "pro")
-            limits = {each["metric"]: each["limit"] for each in pro["quotas"]} | {"predictions": predictions}
+            limits = {each["metric"]: each["limit"] for each in pro["quotas"]} | tight
             body = {
                 "display_name": "Tight",
                 "monthly_price": {"currency": "USD", "micros": 0},
@@ -72,10 +76,10 @@ def settled(http: httpx.Client, metric: str = "predictions") -> int:
 
 
 @pytest.mark.slow
-def test_fifty_predictions_against_a_nearly_used_up_quota(town: Town, plan: Callable[[str, int], None]) -> None:
+def test_fifty_predictions_against_a_nearly_used_up_quota(town: Town, plan: Callable[..., None]) -> None:
     with town.http("victim") as http:
         used = settled(http)
-        plan("victim", used + 30)
+        plan("victim", predictions=used + 30)
         answers = at_once(town, "victim", *[lambda one: predict(one, 2)] * 50)
         good = [answer for answer in answers if answer.status_code == 200]
         refused = [answer for answer in answers if answer.status_code != 200]
@@ -84,18 +88,18 @@ def test_fifty_predictions_against_a_nearly_used_up_quota(town: Town, plan: Call
         assert predict(http).status_code == 403
         assert settled(http) == used + 30
         # More than is left, in one request.
-        plan("victim", used + 35)
+        plan("victim", predictions=used + 35)
         assert predict(http, 6).status_code == 403
         assert predict(http, 5).status_code == 200
         assert predict(http).status_code == 403
 
 
 @pytest.mark.slow
-def test_the_buyer_s_quota_holds_for_listings(town: Town, plan: Callable[[str, int], None]) -> None:
+def test_the_buyer_s_quota_holds_for_listings(town: Town, plan: Callable[..., None]) -> None:
     with town.http("buyer") as http:
         ok(http.post("/v1/listings/line-for-sale/subscribe", json={}))
         used = settled(http)
-        plan("buyer", used + 10)
+        plan("buyer", predictions=used + 10)
         answers = at_once(town, "buyer", *[lambda one: predict(one, 2, INVOKE)] * 12)
         assert sorted(answer.status_code for answer in answers) == [200] * 5 + [403] * 7
         # And is used up, not only held for a moment.
@@ -231,3 +235,53 @@ def test_ten_keys_at_once_stay_within_the_plan(town: Town) -> None:
         for each in answers:
             if each.status_code == 201:
                 http.delete(f"/v1/api-keys/{each.json()['api_key']['id']}").raise_for_status()
+
+
+def packed(size: int) -> bytes:
+    """A model of about so many bytes, which no packing makes smaller."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("model.py", "class Model:\n    def predict(self, records):\n        return records\n")
+        archive.writestr("weights", os.urandom(size))
+    return data.getvalue()
+
+
+def test_models_of_two_at_once_do_not_pass_the_storage_together(town: Town, plan: Callable[..., None]) -> None:
+    with town.http("buyer") as http:
+        ok(http.put("/v1/datasets/room/content", params={"filename": "room.csv"}, content="x,y\n" + "1,2\n3,4\n" * 20))
+        before, limit = quota(http, "storage_bytes")["used"], 1 << 20
+        plan("buyer", storage_bytes=before + limit)
+
+        def push(name: str, content: bytes) -> Callable[[httpx.Client], httpx.Response]:
+            return lambda http: http.put(f"/v1/models/{name}/content", content=content)
+
+        answers = at_once(town, "buyer", *(push(f"race-{n}", packed(600 << 10)) for n in range(4)))
+        assert sorted(answer.status_code for answer in answers) == [201, 403, 403, 403], [answer.text for answer in answers]
+        refused = next(answer.json() for answer in answers if answer.status_code == 403)
+        assert (refused["code"], refused["metric"]) == ("quota_exceeded", "storage_bytes")
+        assert "delete a dataset or a model" in refused["detail"]
+        [model] = ok(http.get("/v1/models"))["models"]
+        files = ok(http.get(f"/v1/models/{model['name']}/versions/1"))["files"]
+        stored = before + sum(file["size_bytes"] for file in files)
+        assert eventually(lambda: quota(http, "storage_bytes")["used"] == stored, 10), (quota(http, "storage_bytes"), stored)
+
+        bomb = io.BytesIO()
+        with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model.py", "class Model: ...")
+            archive.writestr("zeros", bytes(64 << 20))
+        answer = push("bomb", bomb.getvalue())(http)
+        assert (answer.status_code, answer.json()["code"]) == (403, "quota_exceeded")
+
+        host, port = town.platform.url.removeprefix("http://").split(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port))) as half:
+                head = f"PUT /v1/models/half/content HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {town.keys['buyer']}\r\n"
+                half.sendall(f"{head}content-length: 300000\r\n\r\n".encode() + bytes(100_000))
+        assert quota(http, "storage_bytes")["used"] == stored
+
+        plan("buyer", storage_bytes=stored)
+        job = {"dataset": "room", "task": "regression", "target": "y", "output_model": "late", "model": {"architecture": "linear"}}
+        answer = http.post("/v1/training-jobs", json=job)
+        assert (answer.status_code, answer.json()["code"]) == (403, "quota_exceeded"), answer.text
+        http.delete(f"/v1/models/{model['name']}").raise_for_status()
+        assert eventually(lambda: quota(http, "storage_bytes")["used"] == before, 10)

@@ -7,7 +7,7 @@ from libs.errors import Conflict, Invalid, QuotaExceeded, Violation, near
 
 # What exists at once: how it is called (one, several), and how to get rid of some.
 GAUGES = {
-    "storage_bytes": ("byte of storage", "bytes of storage", "delete a dataset"),
+    "storage_bytes": ("byte of storage", "bytes of storage", "delete a dataset or a model"),
     "concurrent_training_jobs": ("training job at once", "training jobs at once", "wait for one to end or cancel one"),
     "endpoints": ("endpoint", "endpoints", "delete one"),
     "api_keys": ("API key", "API keys", "revoke one"),

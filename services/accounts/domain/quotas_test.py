@@ -20,14 +20,14 @@ def test_words() -> None:
     assert refusal(Quota("endpoints", 1, 1), 1) == "the trial plan allows 1 endpoint and 1 is in use; delete one, or change to pro (100)"
     assert refusal(Quota("storage_bytes", 1 << 30, 900 << 20), 3 << 30) == (
         "the trial plan allows 1 GiB of storage and 900 MiB are in use, and 3 GiB more were asked for; "
-        "delete a dataset, or change to pro (1 TiB)"
+        "delete a dataset or a model, or change to pro (1 TiB)"
     )
     assert refusal(Quota("endpoints", 100, 100), 1, "pro").endswith("delete one, or ask the operator for a larger plan")
 
 
 def test_what_was_used_does_not_bind_a_change_of_plan() -> None:
     fits([Quota("predictions", 10**9, 10**8), Quota("endpoints", 100, 1)], PLANS[0])
-    with pytest.raises(Conflict, match="2 GiB storage where it allows 1 GiB; delete a dataset first"):
+    with pytest.raises(Conflict, match="2 GiB storage where it allows 1 GiB; delete a dataset or a model first"):
         fits([Quota("storage_bytes", 1 << 40, 2 << 30)], PLANS[0])
 
 

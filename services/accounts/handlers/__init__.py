@@ -5,7 +5,7 @@ from services.accounts.handlers.bootstrap import bootstrap_workspace
 from services.accounts.handlers.keys import authenticate, create_api_key, delete_api_key, is_confined
 from services.accounts.handlers.members import delete_member, set_member
 from services.accounts.handlers.plans import set_plan
-from services.accounts.handlers.quotas import quotas, release_quota, reserve_quota
+from services.accounts.handlers.quotas import quotas, release_quota, reserve_quota, store_anyway
 from services.accounts.handlers.usage import record_listing_rows, record_use, settle_storage, unsettled_storage
 from services.accounts.handlers.workspaces import create_workspace, get_workspace, update_workspace
 
@@ -29,6 +29,7 @@ __all__ = [
     "set_member",
     "set_plan",
     "settle_storage",
+    "store_anyway",
     "unsettled_storage",
     "update_workspace",
 ]

@@ -3,7 +3,7 @@
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.db import Unit
-from libs.errors import NotFound
+from libs.errors import NotFound, Poison
 from services.accounts import repository
 from services.accounts.domain.periods import next_month, period_of
 from services.accounts.domain.pricing import whole_units
@@ -66,6 +66,17 @@ async def reserve_quota(
     await unit.session.flush()
     after = next(q for q in await quotas(unit.session, workspace=found, now=now) if q.metric == metric)
     return held.amount, after
+
+
+async def store_anyway(unit: Unit, *, workspace: str, name: str, amount: int, now: float, taken: str = "") -> None:
+    """Counts what is in the store already, also beyond the limit; of a reservation `taken` for it before, it takes the place."""
+    if await repository.workspace(unit.session, workspace) is None:
+        raise Poison(f"nobody stores '{name}': there is no workspace '{workspace}'")
+    if await repository.reservation(unit.session, workspace, name, repository.STORAGE) is None:
+        row = Reservation(workspace=workspace, name=name, metric=repository.STORAGE, amount=amount, time=now, settled_time=now)
+        await unit.insert(row)
+    if taken:
+        await repository.release(unit.session, workspace, taken, metric=repository.STORAGE)
 
 
 async def release_quota(unit: Unit, *, workspace: str, reservation: str, metric: str = "") -> None:

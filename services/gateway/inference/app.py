@@ -25,7 +25,7 @@ from libs.telemetry import counter, histogram
 from services.gateway.http_server import ON_GONE
 from services.gateway.inference.connection import BrokenOff, Reply
 from services.gateway.inference.metering import Meter, Use
-from services.gateway.inference.openai import ASKED_BYTES, REPLICA_PATHS, charged, model_of
+from services.gateway.inference.openai import ASKED_BYTES, LONGEST_NAME, REPLICA_PATHS, charged, model_of
 from services.gateway.inference.quota import PredictionQuota
 from services.gateway.inference.router import Asked, NoReplica, Router
 from services.gateway.inference.rpc import SECONDS
@@ -43,8 +43,6 @@ READY_SECONDS = 2.0
 INVOCATION_SECONDS, INVOCATION_STALE_SECONDS = 1.0, 300.0
 # A stream ends with its request's time; so much later nobody ends it any more.
 STREAM_SLACK_SECONDS = 5.0
-# Beyond what any endpoint is called.
-_LONGEST_NAME = 255
 _JSON = b"application/json"
 _PASSED_BACK = (b"content-type", b"inference-header-content-length", b"retry-after", b"cache-control")
 _LONGEST_NUMBER = 12
@@ -328,7 +326,7 @@ def _name_in(message: bytes) -> str:
         name = StringValue.FromString(message).value
     except DecodeError:
         raise Invalid("this is no message of the inference protocol") from None
-    if not 0 < len(name) <= _LONGEST_NAME:
+    if not 0 < len(name) <= LONGEST_NAME:
         raise Invalid("the message does not name a model; its name is the endpoint's")
     return str(name)
 

@@ -16,7 +16,8 @@ REPLICA_PATHS = dict(zip(OPENAI_PATHS, ("/openai/chat", "/openai/completions", "
 ASKED_BYTES = 4 << 20
 # So many tokens are lost at most where this process is killed in the middle of a stream.
 TOLD_TOKENS = 64
-_LONGEST_NAME = 140
+# Beyond what any endpoint, or listing with its publisher, is called.
+LONGEST_NAME = 140
 # A replica's event that holds a piece has this once, and no text can: its quotes would be escaped. Whether by OpenAI's API.
 _PIECES = {True: b'"finish_reason":null', False: b'"text_output":'}
 
@@ -25,7 +26,7 @@ def model_of(body: bytes) -> str:
     """The endpoint's name; raises Invalid."""
     asked = loads(body)
     model = asked.get("model") if isinstance(asked, dict) else None
-    if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_NAME:
+    if not isinstance(model, str) or not 0 < len(model) <= LONGEST_NAME:
         raise Invalid.of([Violation("model", "it must be the name of an endpoint; GET /v1/models lists them as `data`")])
     return model
 

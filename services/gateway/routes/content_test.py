@@ -1,10 +1,12 @@
 """Files go in and come out, whole or in part; events go on where they broke; traces show to their owner."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from lepton.accounts.v1 import workspace_pb2
 from lepton.common.v1 import resource_pb2
 from lepton.data.v1 import dataset_pb2
 from libs.errors import Invalid
@@ -60,6 +62,39 @@ async def test_a_model_that_a_member_brings(world: World) -> None:
     viewer = {"authorization": "Bearer viewer-key"}
     check_problem(await world.client.put("/v1/models/mine/content", content=CSV, headers=viewer), 403, "forbidden")
     assert len(world.behind.training.requests) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets/wdbc/content", "/v1/models/mine/content"])
+async def test_what_the_plan_has_no_room_for(world: World, path: str) -> None:
+    world.behind.accounts.quotas = [workspace_pb2.Quota(metric="storage_bytes", limit=9000, used=1001, remaining=7999)]
+
+    async def unsized() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield CSV
+
+    problem = check_problem(await world.client.put(path, content=CSV * 1000), 403, "quota_exceeded")
+    assert (problem["metric"], problem["limit"], problem["used"], problem["remaining"]) == ("storage_bytes", 9000, 1001, 7999)
+    assert problem["detail"].startswith(
+        "the plan allows 8.789 KiB of storage and 1001 bytes are in use, and the file has 7.629 MiB; delete a dataset or a model, or change"
+    )
+    problem = check_problem(await world.client.put(path, content=unsized()), 403, "quota_exceeded")
+    assert "the file has at least " in problem["detail"]
+    for store in (world.models, world.datasets):
+        assert [digest async for digest, _ in store.list()] == []
+    world.behind.accounts.quotas[0].remaining = len(CSV)
+    assert (await world.client.put(path, content=CSV)).status_code == 201
+
+
+async def test_it_is_refused_before_a_byte_is_sent(world: World) -> None:
+    """By what curl asks of large files by itself: 'Expect: 100-continue'."""
+    host, port = world.gateway.address.removeprefix("http://").split(":")
+    head = "PUT /v1/models/mine/content HTTP/1.1\r\nhost: a\r\nauthorization: Bearer owner-key\r\nexpect: 100-continue\r\n"
+    for remaining, answered in ((7999, b"HTTP/1.1 403"), (8000, b"HTTP/1.1 100")):
+        world.behind.accounts.quotas = [workspace_pb2.Quota(metric="storage_bytes", limit=9000, used=0, remaining=remaining)]
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}content-length: 8000\r\n\r\n".encode())
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(answered)
+        writer.close()
 
 
 class TestBounds:

@@ -1,7 +1,6 @@
 """Bytes of datasets: uploads and Parquet."""
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ from libs.storage import ArtifactStore, Stored
 from services.gateway import documents
 from services.gateway.auth import require_role
 from services.gateway.files import DIRECT, send_artifact
+from services.gateway.intake import Intake
 from services.gateway.messages import idempotency_key, json_response, query_values, read_chunks
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
@@ -35,10 +35,13 @@ _READY = dataset_pb2.VERSION_STATE_READY
 class Datasets:
     """Handlers of the two routes."""
 
-    def __init__(self, data: Client, store: ArtifactStore, tokens: UploadTokens, limits: Limits, problems: Problems) -> None:
+    def __init__(
+        self, data: Client, store: ArtifactStore, tokens: UploadTokens, intake: Intake, limits: Limits, problems: Problems
+    ) -> None:
         self._data = data
         self._store = store
         self._tokens = tokens
+        self._intake = intake
         self._limits = limits
         self._problems = problems
 
@@ -73,21 +76,15 @@ class Datasets:
         return json_response(dump(version), 201 if version.state == _READY else 202, location)
 
     async def _receive(self, request: Request) -> Stored:
-        stored = await self._store.put(self._chunks(request), limit=self._limits.upload_bytes)
-        if not stored.size:
-            raise Invalid("the file is empty; send its bytes as the body", code="invalid_data")
-        return stored
+        return await self._intake.receive(request, self._store, self._limits.upload_bytes, "send its bytes as the body")
 
     async def _adopt(self, request: Request, token: str) -> Stored:
         """What the client sent to the store. Asked again it is the same, as a lost answer may be asked for again."""
         upload = self._tokens.read(token, current_call().identity.workspace)
-        async for chunk in self._chunks(request):
+        async for chunk in read_chunks(request, self._limits.upload_bytes, self._limits.body_seconds):
             if chunk:
                 raise Invalid.of([Violation("upload", "names bytes that are in the store already; send no body with it")])
         return await self._store.adopt(upload.id, digest=upload.digest, size=upload.size)
-
-    def _chunks(self, request: Request) -> AsyncIterator[bytes]:
-        return read_chunks(request, self._limits.upload_bytes, self._limits.body_seconds)
 
     async def download(self, request: Request) -> Response:
         """One split's Parquet file."""

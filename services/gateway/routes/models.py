@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from lepton.common.v1 import options_pb2, resource_pb2
 from lepton.training.v1 import model_pb2, training_service_pb2
-from libs.errors import Invalid, NotFound
+from libs.errors import NotFound
 from libs.modelkit.archive import MAX_BYTES
 from libs.rpc import Client, current_call, validate
 from libs.rpc.json_codec import dump, from_text, parse
@@ -17,7 +17,8 @@ from libs.storage import ArtifactStore
 from services.gateway import documents
 from services.gateway.auth import require_role
 from services.gateway.files import DIRECT, send_artifact
-from services.gateway.messages import idempotency_key, json_response, query_values, read_chunks
+from services.gateway.intake import Intake
+from services.gateway.messages import idempotency_key, json_response, query_values
 from services.gateway.operations import Operation
 from services.gateway.problems import Problems
 from services.gateway.settings import Limits
@@ -29,10 +30,11 @@ _REGISTER_SECONDS = 300
 class Models:
     """Handlers of the two routes."""
 
-    def __init__(self, training: Client, store: ArtifactStore, limits: Limits, problems: Problems) -> None:
+    def __init__(self, training: Client, store: ArtifactStore, intake: Intake, limits: Limits, problems: Problems) -> None:
         self._training = training
         self._store = store
-        self._limits = limits
+        self._intake = intake
+        self._limit = min(limits.upload_bytes, MAX_BYTES)
         self._problems = problems
 
     def operations(self) -> list[Operation]:
@@ -52,10 +54,8 @@ class Models:
         )
         # Before a gigabyte is received for a name that cannot be.
         validate(message)
-        key, limit = idempotency_key(request), min(self._limits.upload_bytes, MAX_BYTES)
-        stored = await self._store.put(read_chunks(request, limit, self._limits.body_seconds), limit=limit)
-        if not stored.size:
-            raise Invalid("the file is empty; send a ZIP with model.py as the body", code="invalid_data")
+        key = idempotency_key(request)
+        stored = await self._intake.receive(request, self._store, self._limit, "send a ZIP with model.py as the body")
         message.content.digest, message.content.size_bytes = stored.digest, stored.size
         version = await self._training.RegisterModelVersion(message, timeout=_REGISTER_SECONDS, idempotency_key=key)
         return json_response(dump(version), 201, {"location": f"/v1/models/{version.model}/versions/{version.number}"})

@@ -7,22 +7,21 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lepton.accounts.v1 import accounts_service_pb2
 from lepton.common.v1 import options_pb2
-from libs.errors import AppError, Invalid, QuotaExceeded, Violation, near
-from libs.rpc import Client, current_call
+from libs.errors import AppError, Invalid, Violation, near
+from libs.rpc import current_call
 from libs.rpc.schema import Schemas
 from libs.storage import ArtifactStore
 from services.gateway import documents
 from services.gateway.auth import require_role
 from services.gateway.examples import EXAMPLES
+from services.gateway.intake import Intake
 from services.gateway.messages import json_response, query_values, read_json
 from services.gateway.operations import Operation
 from services.gateway.problems import too_large
 from services.gateway.settings import Limits
 from services.gateway.uploads import BEGIN_SECONDS, Upload, UploadTokens
 
-METRIC = "storage_bytes"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = ("sha256", "size_bytes")
 
@@ -30,8 +29,8 @@ _FIELDS = ("sha256", "size_bytes")
 class Uploads:
     """Handler of the one route."""
 
-    def __init__(self, accounts: Client, store: ArtifactStore, tokens: UploadTokens, limits: Limits) -> None:
-        self._accounts = accounts
+    def __init__(self, intake: Intake, store: ArtifactStore, tokens: UploadTokens, limits: Limits) -> None:
+        self._intake = intake
         self._store = store
         self._tokens = tokens
         self._limits = limits
@@ -54,7 +53,7 @@ class Uploads:
             raise AppError(
                 "clients do not reach the artifact store here; send the file as the body of its own request", code="unimplemented"
             )
-        await self._require_room(size)
+        await self._intake.require_room(size)
         answer = {
             "upload": self._tokens.make(Upload(identity.workspace, direct.id, f"sha256:{sha256}", size)),
             "url": direct.url,
@@ -62,16 +61,6 @@ class Uploads:
             "expire_time": (begun + timedelta(seconds=BEGIN_SECONDS)).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         return json_response(answer, 201)
-
-    async def _require_room(self, size: int) -> None:
-        """Before gigabytes are sent; what counts is the quota that the version takes in the end."""
-        me = await self._accounts.GetMe(accounts_service_pb2.GetMeRequest())
-        for quota in me.quotas:
-            if quota.metric == METRIC and quota.remaining < size:
-                raise QuotaExceeded(
-                    f"the file has {size} bytes and the plan's storage has {quota.remaining} left; GET /v1/plans shows those with more",
-                    meta={"metric": METRIC, "limit": quota.limit, "used": quota.used, "remaining": quota.remaining},
-                )
 
 
 def _announced(body: dict[str, Any]) -> tuple[str, int]:

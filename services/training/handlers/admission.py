@@ -1,31 +1,29 @@
 """Before a job is stored: what others know of its data, the nodes and the quota. Awaits the network, outside of units."""
 
 import asyncio
-import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from opentelemetry import propagate
 
-from lepton.accounts.v1.accounts_service_pb2 import GetMeRequest, ReleaseQuotaRequest, ReserveQuotaRequest
+from lepton.accounts.v1.accounts_service_pb2 import GetMeRequest
 from lepton.compute.v1.compute_service_pb2 import ListNodesRequest
 from lepton.data.v1 import dataset_pb2
 from lepton.data.v1.data_service_pb2 import GetDatasetVersionRequest, GetProfileRequest
 from lepton.training.v1 import model_pb2
 from lepton.training.v1.training_service_pb2 import CreateTrainingJobRequest
 from libs.db import Database, new_id
-from libs.errors import AppError, Conflict, Invalid, NotFound, Transient, Violation
+from libs.errors import AppError, Conflict, Invalid, NotFound, Violation
 from libs.rpc import Client
 from libs.rpc.names import enum_name_by_number
 from services.training import repository, wire
 from services.training.domain.admission import RANDOM, DataFacts, InitFacts, NodeFacts, check, complete, default_time_limit, used_metric
-from services.training.tables import PendingReservation, TrainingJob
+from services.training.tables import TrainingJob
 
 log = structlog.get_logger()
 
@@ -174,63 +172,3 @@ def _traceparent() -> str:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier.get("traceparent") or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
-
-
-@asynccontextmanager
-async def reserved(database: Database, peers: Peers, job: TrainingJob) -> AsyncIterator[None]:
-    """Quota is taken before the block, which stores the job, and given back if it raises. Sets the job's time limit to what was granted.
-
-    The intention is stored first: a process that dies in between leaves a row by which the reconciler gives the quota back.
-    """
-    async with database.unit() as unit:
-        await unit.insert(PendingReservation(job_id=job.id, workspace=job.workspace, create_time=time.time()))
-    try:
-        await _reserve(peers, job)
-        yield
-    except BaseException:
-        try:
-            await release_quota(database, peers, job.workspace, job.id)
-        except AppError as error:
-            log.warning("quota_release_put_off", job_id=job.id, error=str(error))
-        raise
-
-
-async def release_quota(database: Database, peers: Peers, workspace: str, job_id: str) -> None:
-    """Gives back what a job that was not made had reserved."""
-    # In a unit, not a read: one whose commit was not heard of has ended, either way, when this one begins.
-    async with database.unit() as unit:
-        made = await repository.find_job(unit.session, workspace, job_id) is not None
-    if not made:
-        await peers.accounts.ReleaseQuota(ReleaseQuotaRequest(workspace=workspace, reservation=reservation(workspace, job_id)))
-    async with database.unit() as unit:
-        await repository.delete_reservation(unit.session, workspace, job_id)
-
-
-def reservation(workspace: str, job_id: str) -> str:
-    """The name that accounts knows the job's quota by, and releases when the job has ended."""
-    return f"training-jobs/{workspace}/{job_id}"
-
-
-async def _reserve(peers: Peers, job: TrainingJob) -> None:
-    metric, a_second = used_metric(job.resources, job.workers)
-    limit = job.training["time_limit_seconds"]
-    name = reservation(job.workspace, job.id)
-    one = ReserveQuotaRequest(workspace=job.workspace, metric="concurrent_training_jobs", reservation=name, amount=1)
-    seconds = ReserveQuotaRequest(
-        workspace=job.workspace, metric=metric, reservation=name, amount=math.ceil(limit * a_second), at_least=math.ceil(a_second)
-    )
-    # Both are waited for, so that nothing is reserved any more once it is given back.
-    answers: list[Any] = await asyncio.gather(*(peers.accounts.ReserveQuota(r) for r in (one, seconds)), return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    granted = max(1, math.floor(answers[1].granted / a_second)) if a_second else limit
-    if granted < limit:
-        job.training = {**job.training, "time_limit_seconds": granted}
-        job.limited_by = metric
-
-
-async def settle_reservation(session: Any, job: TrainingJob) -> None:
-    """In the unit that stores the job: from now on the job itself stands for its quota."""
-    if not await repository.delete_reservation(session, job.workspace, job.id):
-        raise Transient("making the job took too long; try again")

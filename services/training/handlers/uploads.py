@@ -5,7 +5,9 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,21 @@ from libs.modelkit import archive, custom
 from libs.storage import ArtifactStore
 from services.training import wire
 from services.training.handlers.models import named_model
+from services.training.handlers.quota import reservation
 from services.training.tables import ModelVersion, StoredFile
 
 MODEL = "model.json"
 _MEDIA_TYPES = {".py": "text/x-python", ".json": "application/json", ".txt": "text/plain"}
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What a package says of itself, and its files, on this machine's disk."""
+
+    said: Mapping[str, Any]
+    folder: Path
+    paths: Sequence[str]
+    size: int
 
 
 class Unpacking:
@@ -31,18 +44,19 @@ class Unpacking:
         self._store = store
         self._room = asyncio.Semaphore(2)
 
-    async def files(self, digest: str) -> tuple[dict[str, Any], list[resource_pb2.Artifact]]:
-        """What the package says of itself, and its files, which are in the store then. Awaits the store; raises Invalid in words.
-
-        Ended half way, it leaves objects that no row names, which are swept.
-        """
+    @asynccontextmanager
+    async def unpacked(self, digest: str) -> AsyncIterator[Unpacked]:
+        """For the block. Awaits the store; raises Invalid in words."""
         async with self._room:
             if await self._store.stat(digest) > archive.MAX_BYTES:
                 raise Invalid(f"the ZIP has more than {archive.MAX_BYTES >> 20} MiB, as many as are taken", code="too_large")
             with tempfile.TemporaryDirectory(prefix="lepton-upload-") as place:
                 await self._store.fetch(digest, Path(place) / "archive")
-                package, paths = await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package")
-                return package, [await self._kept(Path(place) / "package", path) for path in paths]
+                yield await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package")
+
+    async def kept(self, package: Unpacked) -> list[resource_pb2.Artifact]:
+        """The files, which are in the store then. Ended half way, it leaves objects that no row names, which are swept."""
+        return [await self._kept(package.folder, path) for path in package.paths]
 
     async def _kept(self, folder: Path, path: str) -> resource_pb2.Artifact:
         stored = await self._store.put_file(folder / path)
@@ -50,10 +64,15 @@ class Unpacking:
         return resource_pb2.Artifact(digest=stored.digest, size_bytes=stored.size, path=path, media_type=media_type)
 
 
+def new_upload() -> str:
+    """Names one while it has no number, and where jobs are named afterwards."""
+    return f"uploads/{uuid.uuid4().hex}"
+
+
 async def register_upload(
-    unit: Unit, *, workspace: str, name: str, package: Mapping[str, Any], files: Sequence[resource_pb2.Artifact]
+    unit: Unit, *, workspace: str, name: str, upload: str, package: Mapping[str, Any], files: Sequence[resource_pb2.Artifact]
 ) -> model_pb2.ModelVersion:
-    """The model's next version."""
+    """The model's next version. Its event says what was reserved for it, so that accounts counts it under its own name from then on."""
     now = time.time()
     model = await named_model(unit, workspace, name, now)
     model.latest_version += 1
@@ -62,20 +81,21 @@ async def register_upload(
         workspace=workspace,
         model=name,
         number=model.latest_version,
-        training_job=f"uploads/{uuid.uuid4().hex}",
+        training_job=upload,
         message=message.SerializeToString(),
     )
     await unit.insert(version)
     owned = {"owner": version.owner, "workspace": workspace, "purpose": "models"}
     unit.session.add_all(StoredFile(path=file.path, digest=file.digest, size=file.size_bytes, **owned) for file in files)
-    await unit.emit(wire.version_registered(message))
+    await unit.emit(wire.version_registered(message, reservation(workspace, upload)))
     return message
 
 
-def _unpacked(sent: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def _unpacked(sent: Path, folder: Path) -> Unpacked:
     paths = archive.unpack(sent, folder)
     if MODEL in paths:
         raise Invalid(f"{MODEL} is written by the platform; leave it out", code="invalid_data")
     package = custom.describe(folder)
     (folder / MODEL).write_text(json.dumps(package))
-    return package, [MODEL, *paths]
+    paths = [MODEL, *paths]
+    return Unpacked(package, folder, paths, sum((folder / path).stat().st_size for path in paths))
