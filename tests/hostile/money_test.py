@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.hostile.conftest import CARD, RECORD, Town, ok
+from tests.hostile.conftest import CARD, RECORD, Town, ok, train
 from tests.platform import eventually
 
 PREDICT = "/v1/endpoints/canary-endpoint/predict"
@@ -284,4 +284,20 @@ def test_models_of_two_at_once_do_not_pass_the_storage_together(town: Town, plan
         answer = http.post("/v1/training-jobs", json=job)
         assert (answer.status_code, answer.json()["code"]) == (403, "quota_exceeded"), answer.text
         http.delete(f"/v1/models/{model['name']}").raise_for_status()
+        assert eventually(lambda: quota(http, "storage_bytes")["used"] == before, 10)
+
+
+def test_a_finished_training_goes_over_and_what_comes_next_is_refused(town: Town, plan: Callable[..., None]) -> None:
+    with town.http("buyer") as http:
+        ok(http.put("/v1/datasets/few/content", params={"filename": "few.csv"}, content="x,y\n" + "1,2\n3,4\n" * 20))
+        before = quota(http, "storage_bytes")["used"]
+        plan("buyer", storage_bytes=before + 10)
+        train(http, "over", "few@1")
+        files = ok(http.get("/v1/models/over/versions/1"))["files"]
+        stored = before + sum(file["size_bytes"] for file in files)
+        assert eventually(lambda: quota(http, "storage_bytes")["used"] == stored, 10), (quota(http, "storage_bytes"), stored)
+        assert stored > before + 10
+        answer = http.put("/v1/datasets/few/content", params={"filename": "few.csv"}, content="x,y\n1,2\n")
+        assert (answer.status_code, answer.json()["remaining"]) == (403, 0)
+        http.delete("/v1/models/over").raise_for_status()
         assert eventually(lambda: quota(http, "storage_bytes")["used"] == before, 10)
