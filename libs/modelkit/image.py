@@ -6,9 +6,12 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.tags import platform_tags
 from packaging.utils import canonicalize_name
 
 PYTHON = platform.python_version()
+# Of the wheels that fit this machine, the best first.
+PLATFORMS = tuple(platform_tags())
 
 
 def installed(name: str) -> str | None:
@@ -22,7 +25,7 @@ def installed(name: str) -> str | None:
 def packages(lock: Path | None = None) -> Mapping[str, str]:
     """Version by package: of this environment, or of one that is made from a lock on the same kind of machine with the same Python."""
     if lock is None:
-        return {canonicalize_name(each.metadata["Name"]): each.version for each in metadata.distributions()}
+        return {canonicalize_name(each.name): each.version for each in metadata.distributions() if each.name}
     lines = [line.rstrip("\\ ") for line in lock.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
     pinned = [Requirement(line) for line in lines]
     due = [each for each in pinned if each.marker is None or each.marker.evaluate()]

@@ -10,14 +10,14 @@ from pathlib import Path
 from packaging.metadata import RawMetadata, parse_email
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.tags import Tag, platform_tags, sys_tags
+from packaging.tags import Tag, sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from libs.errors import Invalid, Violation
 from libs.modelkit import archive
 from libs.modelkit.custom import REQUIREMENTS, requirements
-from libs.modelkit.image import PYTHON
+from libs.modelkit.image import PLATFORMS, PYTHON
 
 FOLDER = "wheels"
 _MAX_FILES = 50_000
@@ -133,7 +133,7 @@ def _wheel(path: Path, most_files: int) -> Wheel:
     except ValueError as error:
         raise _wrong(path, "is no name of a wheel, such as name-1.0-py3-none-any.whl") from error
     if not tags & _fitting():
-        words = f"does not fit this platform, CPython {PYTHON} on {next(platform_tags())}; take a wheel for that one, or for any"
+        words = f"does not fit this platform, CPython {PYTHON} on {PLATFORMS[0]}; take a wheel for that one, or for any"
         raise _wrong(path, words)
     archive.check_end(path, most_files, _MAX_DIRECTORY_BYTES)
     try:

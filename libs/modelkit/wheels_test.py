@@ -1,15 +1,13 @@
 """Wheels that mean harm or do not fit are refused in words, at their line; those that fit are imported in the sandbox, and there alone."""
 
-import base64
 import io
 import json
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pytest
 from packaging.tags import sys_tags
@@ -145,12 +143,14 @@ def test_files_come_out_where_an_installer_puts_them(tmp_path: Path) -> None:
 
 
 def test_what_the_image_has_needs_no_wheel(tmp_path: Path) -> None:
-    assert wheels.needed(model(tmp_path / "m", f"numpy=={np.__version__}\nPillow[x]=={image.installed('pillow')}", {}), image.installed) == []
+    assert (
+        wheels.needed(model(tmp_path / "m", f"numpy=={np.__version__}\nPillow[x]=={image.installed('pillow')}", {}), image.installed) == []
+    )
 
 
 def test_a_lock_says_what_an_image_has(tmp_path: Path) -> None:
-    words = "# made by\nnumpy==2.0 ; python_full_version < '3' \\\n    --hash=sha256:0\nNumPy==2.1 ; python_full_version >= '3' \\\n    # via x\na_b==1\n"
-    (tmp_path / "lock").write_text(words)
+    words = "# made by\nnumpy==2.0 ; python_full_version < '3' \\\n    --hash=sha256:0\nNumPy==2.1 ; python_full_version >= '3' \\\n"
+    (tmp_path / "lock").write_text(words + "    # via x\na_b==1\n")
     assert image.packages(tmp_path / "lock") == {"numpy": "2.1", "a-b": "1"}
     assert image.packages()["numpy"] == np.__version__
 
@@ -162,8 +162,8 @@ ASKED = """import shouter, numpy, os
 
 def test_the_sandbox_imports_them_behind_the_model_s_own_files_and_before_the_image_s(tmp_path: Path) -> None:
     brought = wheel(requires=("numpy",)) | wheel("numpy", "0.1", files={"numpy/__init__.py": b"__version__ = '0.1'"})
-    brought |= wheel("json", "1", files={"json/__init__.py": b"raise SystemExit"})
-    folder = model(tmp_path / "m", PIN + "json==1\nmine==1", brought | wheel("mine", "1"), ASKED)
+    brought |= wheel("colorsys", "1", files={"colorsys.py": b"raise SystemExit"})
+    folder = model(tmp_path / "m", PIN + "colorsys==1\nmine==1", brought | wheel("mine", "1"), ASKED)
     (folder / "mine.py").write_text("VERSION = 'own'")
     if guest.lacking():
         with pytest.raises(AppError, match="Landlock"):
@@ -172,7 +172,10 @@ def test_the_sandbox_imports_them_behind_the_model_s_own_files_and_before_the_im
     runtime = load_any(folder)
     harm = "open(shouter.__file__, 'w')"
     try:
-        asked = ["__import__('mine').VERSION", "__import__('importlib.metadata').metadata.version('shouter')"]
+        asked = [
+            "__import__('colorsys').rgb_to_hsv(0, 0, 0)[2] or __import__('mine').VERSION",
+            "__import__('importlib.metadata').metadata.version('shouter')",
+        ]
         answers = runtime.word(runtime.answer(runtime.read(asked)))
         assert answers == [["1.0", False, "0.1", "own"], ["1.0", False, "0.1", "1.0"]]
         with pytest.raises(AppError, match="PermissionError"):
@@ -194,3 +197,24 @@ def test_a_load_that_fails_leaves_no_packages(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(AppError, match="Landlock" if guest.lacking() else r"ValueError: 1\.0"):
         load_any(folder)
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_native_modules_load_in_the_sandbox(tmp_path: Path) -> None:
+    source = Path(markupsafe.__file__).parent
+    files = {f"markupsafe/{path.name}": path.read_bytes() for path in source.iterdir() if path.suffix in (".py", ".so")}
+    folder = model(tmp_path / "m", "markupsafe==99", wheel("markupsafe", "99", str(next(sys_tags())), files=files))
+    (folder / "model.py").write_text(
+        "from markupsafe import _speedups\nclass Model:\n    def predict(self, records):\n"
+        "        return [[_speedups._escape_inner(r), _speedups.__file__] for r in records]\n"
+    )
+    if guest.lacking():
+        with pytest.raises(AppError, match="Landlock"):
+            load_any(folder)
+        return
+    runtime = load_any(folder)
+    try:
+        ((escaped, place),) = runtime.word(runtime.answer(runtime.read(["<b>"])))
+    finally:
+        runtime.close()
+    assert escaped == "&lt;b&gt;"
+    assert "lepton-packages-" in place

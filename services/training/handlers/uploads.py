@@ -14,7 +14,7 @@ from lepton.training.v1 import model_pb2
 from libs import telemetry
 from libs.db import Unit
 from libs.errors import Invalid
-from libs.modelkit import archive, custom
+from libs.modelkit import archive, custom, wheels
 from libs.storage import ArtifactStore
 from services.training import wire
 from services.training.handlers.models import named_model
@@ -27,8 +27,8 @@ _MEDIA_TYPES = {".py": "text/x-python", ".json": "application/json", ".txt": "te
 class Unpacking:
     """Of at most two archives at once: each is there as it came and unpacked, on this machine's disk."""
 
-    def __init__(self, store: ArtifactStore) -> None:
-        self._store = store
+    def __init__(self, store: ArtifactStore, model_image: Mapping[str, str]) -> None:
+        self._store, self._image = store, model_image
         self._room = asyncio.Semaphore(2)
 
     async def files(self, digest: str) -> tuple[dict[str, Any], list[resource_pb2.Artifact]]:
@@ -41,7 +41,7 @@ class Unpacking:
                 raise Invalid(f"the ZIP has more than {archive.MAX_BYTES >> 20} MiB, as many as are taken", code="too_large")
             with tempfile.TemporaryDirectory(prefix="lepton-upload-") as place:
                 await self._store.fetch(digest, Path(place) / "archive")
-                package, paths = await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package")
+                package, paths = await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package", self._image)
                 return package, [await self._kept(Path(place) / "package", path) for path in paths]
 
     async def _kept(self, folder: Path, path: str) -> resource_pb2.Artifact:
@@ -72,10 +72,12 @@ async def register_upload(
     return message
 
 
-def _unpacked(sent: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def _unpacked(sent: Path, folder: Path, image: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     paths = archive.unpack(sent, folder)
     if MODEL in paths:
         raise Invalid(f"{MODEL} is written by the platform; leave it out", code="invalid_data")
     package = custom.describe(folder)
+    if package["kind"] == "code":
+        wheels.needed(folder, image.get)
     (folder / MODEL).write_text(json.dumps(package))
     return package, [MODEL, *paths]
