@@ -91,7 +91,7 @@ def _download(
 
 
 def _failure(requirements: Path, machine: str, pinned: Mapping[str, tuple[int, str]], said: str) -> InvalidInput:
-    if found := _NONE_FOUND.search(said):
+    if (found := _NONE_FOUND.search(said)) and "Retrying" not in said:  # an index that is away has no package either
         name = _normal(re.split(r"[\[=<>!~;(]", found[1])[0])
         line = f", line {pinned[name][0]}" if name in pinned else ""
         return InvalidInput(
