@@ -80,6 +80,8 @@ def unusual(entry: zipfile.ZipInfo) -> str:
     """Why an entry is no plain file, whatever its name; empty where it is one."""
     if entry.flag_bits & 0x41:
         return "is encrypted; pack the ZIP without a password"
+    if entry.header_offset < 0:
+        return "begins before the ZIP does; pack it again"
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) and not stat.S_ISREG(mode):
         return "is a link or a device, not a file"

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, Violation
-from libs.modelkit import wheels
-from libs.modelkit.image import installed
+from libs.modelkit.custom import requirements
 from libs.modelkit.raw import Raw
 from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
@@ -92,7 +91,10 @@ def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntim
         code = packages = None
         if data.get("kind") == "onnx":
             code = Path(__file__).with_name("onnx_model.py")
-        elif found := wheels.needed(folder, installed):
+        elif requirements(folder):
+            from libs.modelkit import image, wheels  # what reads wheels takes a tenth of a second to load
+
+            found = wheels.needed(folder, image.installed)
             packages = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-packages-")))
             wheels.unpack(found, packages)
         sandbox = Sandbox(folder, code=code, packages=packages, memory_bytes=memory_bytes)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from libs.errors import Invalid, Violation
 from libs.modelkit.onnx_file import read_onnx
 from libs.modelkit.signature import read_signature
@@ -16,15 +14,16 @@ FORMAT = 2
 CODE, ONNX, SIGNATURE, REQUIREMENTS = "model.py", "model.onnx", "signature.json", "requirements.txt"
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_REQUIREMENTS = 200
-_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._, -]*\])?\s*==\s*[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,100}\s*(?:\[[A-Za-z0-9._, -]{0,200}\])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]{0,100})")
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """A line of requirements.txt."""
+    """A line of requirements.txt. `package`: its name, with what it has in square brackets."""
 
     line: int
-    requirement: Requirement
+    package: str
+    version: str
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -51,17 +50,15 @@ def requirements(folder: Path) -> list[Pinned]:
     said = {number: words for number, line in enumerate(lines, 1) if (words := line.partition("#")[0].strip())}
     if len(said) > _MAX_REQUIREMENTS:
         raise Invalid(f"{REQUIREMENTS} names {len(said)} packages; at most {_MAX_REQUIREMENTS} are taken", code="invalid_data")
-    pinned, wrong = [], []
-    for number, words in said.items():
-        try:
-            if not _PINNED.fullmatch(words):
-                raise InvalidRequirement(words)
-            pinned.append(Pinned(number, Requirement(words)))
-        except InvalidRequirement:
-            wrong.append(Violation(f"{REQUIREMENTS}, line {number}", f"'{words[:100]}' pins no version; write name==1.2.3"))
+    pinned = {number: _PINNED.fullmatch(words) for number, words in said.items()}
+    wrong = [
+        Violation(f"{REQUIREMENTS}, line {number}", f"'{said[number][:100]}' pins no version; write name==1.2.3")
+        for number, match in pinned.items()
+        if not match
+    ]
     if wrong:
         raise Invalid.of(wrong[:20], code="invalid_data")
-    return pinned
+    return [Pinned(number, match[1], match[2]) for number, match in pinned.items() if match]
 
 
 def _text(path: Path) -> str:

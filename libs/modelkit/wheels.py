@@ -16,14 +16,14 @@ from packaging.version import Version
 
 from libs.errors import Invalid, Violation
 from libs.modelkit import archive
-from libs.modelkit.custom import REQUIREMENTS, requirements
+from libs.modelkit.custom import REQUIREMENTS, Pinned, requirements
 from libs.modelkit.image import PLATFORMS, PYTHON
 
 FOLDER = "wheels"
 _MAX_FILES = 50_000
 _MAX_DIRECTORY_BYTES = 8 << 20
 _MAX_METADATA_BYTES = 1 << 20
-_MAX_REQUIRES = 1000
+_MAX_REQUIRES, _LONGEST_REQUIRE = 1000, 1000
 _IMPORTED = ("purelib", "platlib")
 
 
@@ -45,7 +45,7 @@ def needed(folder: Path, installed: Callable[[str], str | None]) -> list[Wheel]:
     Raises `Invalid` for wheels that are none or do not fit, and for each requirement that is neither in a wheel nor in the image.
     """
     wheels = _read(sorted((folder / FOLDER).iterdir()) if (folder / FOLDER).is_dir() else [])
-    waiting = deque((each.requirement, f"{REQUIREMENTS}, line {each.line}", "") for each in requirements(folder))
+    waiting = deque((_pinned(each), f"{REQUIREMENTS}, line {each.line}", "") for each in requirements(folder))
     taken: dict[str, Wheel] = {}
     wrong: list[Violation] = []
     seen: set[str] = set()
@@ -80,6 +80,14 @@ def unpack(wheels: Iterable[Wheel], target: Path) -> None:
                     left -= archive.write(opened, opened.getinfo(name), target / place, left)
         except archive.BROKEN as error:
             raise _wrong(wheel.path, f"cannot be unpacked ({error}); download it again") from error
+
+
+def _pinned(pinned: Pinned) -> Requirement:
+    try:
+        return Requirement(f"{pinned.package}=={pinned.version}")
+    except ValueError as error:
+        words = f"{pinned.package}=={pinned.version} is no package and version; write name==1.2.3"
+        raise Invalid.of([Violation(f"{REQUIREMENTS}, line {pinned.line}", words)], code="invalid_data") from error
 
 
 def _lacking(wanted: Requirement, wheel: Wheel | None, found: str | None) -> str:
@@ -191,6 +199,8 @@ def _requires(path: Path, content: bytes, name: str, version: Version) -> list[R
             raise _wrong(path, f"is for Python {said['requires_python'][:100]}; this platform runs {PYTHON}")
         if len(said.get("requires_dist", [])) > _MAX_REQUIRES:
             raise _wrong(path, f"needs {len(said['requires_dist'])} packages; at most {_MAX_REQUIRES} are taken")
+        if any(len(each) > _LONGEST_REQUIRE for each in said.get("requires_dist", [])):
+            raise _wrong(path, f"needs a package in more than {_LONGEST_REQUIRE} characters")
         requires = [Requirement(each) for each in said.get("requires_dist", [])]
         for each in requires:
             _holds(each, ())

@@ -42,6 +42,13 @@ def wheel(
     return {f"{name}-{version}-{tag}.whl": data.getvalue()}
 
 
+def early() -> dict[str, bytes]:
+    """The directory is said to lie further back than it does."""
+    ((name, content),) = wheel().items()
+    at = int.from_bytes(content[-6:-2], "little")
+    return {name: content[:-6] + (at + 9).to_bytes(4, "little") + content[-2:]}
+
+
 def linked() -> dict[str, bytes]:
     ((name, content),) = wheel().items()
     data, entry = io.BytesIO(content), zipfile.ZipInfo("shouter/secret")
@@ -79,7 +86,9 @@ HARM = {
     "another version": (wheel(said=SAID.format(name="shouter", version="2.0", more="")), "holds shouter 2.0"),
     "says nothing": (wheel(said="\n"), "holds nothing"),
     "nonsense": (wheel(requires=("=!=",)), "cannot be understood"),
-    "nested": (wheel(requires=(f"a; {'(' * 5000}extra == 'x'{')' * 5000}",)), "cannot be understood"),
+    "nested": (wheel(requires=(f"a; {'(' * 490}extra == 'x'{')' * 400}",)), "cannot be understood"),
+    "endless": (wheel(requires=("numpy>=" + "9" * 5000,)), "more than 1000 characters"),
+    "begins before itself": (early(), "begins before"),
     "for later pythons": (wheel(more="Requires-Python: >=4\n"), "is for Python >=4"),
     "wants too much": (wheel(requires=("a",) * 1001), "at most 1000"),
     "much to say": (wheel(said=SAID.format(name="shouter", version="1.0", more="\n") + "x" * (2 << 20)), "larger than 1 MiB"),
