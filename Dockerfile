@@ -80,7 +80,9 @@ ENV LEPTON_COMPUTE_LISTEN=0.0.0.0:50051
 CMD ["python", "-m", "services.compute.main"]
 
 FROM control AS training
-ENV LEPTON_TRAINING_LISTEN=0.0.0.0:50051
+COPY requirements/worker.txt /app/worker.txt
+# What models that members bring find where they run is said where they are brought.
+ENV LEPTON_TRAINING_LISTEN=0.0.0.0:50051 LEPTON_TRAINING_MODEL_IMAGE_LOCK=/app/worker.txt
 CMD ["python", "-m", "services.training.main"]
 
 FROM control AS deployment

@@ -16,27 +16,29 @@ MAX_FILES = 95
 MAX_BYTES = 1 << 30
 _MAX_DIRECTORY_BYTES = 128 << 10
 _CHUNK = 1 << 20
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,200}")
 _END = struct.Struct("<4s4H2LH")
+# What reading a ZIP raises that is none.
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, RuntimeError)
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
     """Writes the files below `folder` and answers their paths. Raises `Invalid` in words for every archive that is not just files."""
-    _check_end(archive)
+    check_end(archive, MAX_FILES, _MAX_DIRECTORY_BYTES)
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir()]
             _check(entries)
             left = MAX_BYTES
             for entry in entries:
-                left -= _write(opened, entry, folder / entry.filename, left)
-    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
+                left -= write(opened, entry, folder / entry.filename, left)
+    except BROKEN as error:
         raise _broken(f"the ZIP cannot be unpacked ({error}); pack it again") from error
     return [entry.filename for entry in entries]
 
 
-def _check_end(archive: Path) -> None:
-    """The reader takes the whole directory into memory: how large it is stands in the last bytes."""
+def check_end(archive: Path, most_files: int, most_directory_bytes: int) -> None:
+    """The reader takes the whole directory into memory: how large it is stands in the last bytes. Raises `Invalid`."""
     with archive.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _END.size - 20))
@@ -46,8 +48,8 @@ def _check_end(archive: Path) -> None:
     count, length = _END.unpack(tail[-_END.size :])[4:6]
     if tail[:4] == b"PK\x06\x07":
         raise _broken(f"the ZIP is of the large kind (ZIP64); at most {MAX_BYTES >> 20} MiB are taken", code="too_large")
-    if count > 2 * MAX_FILES or length > _MAX_DIRECTORY_BYTES:
-        raise _broken(f"the ZIP has {count} entries; at most {MAX_FILES} files are taken", code="too_large")
+    if count > 2 * most_files or length > most_directory_bytes:
+        raise _broken(f"the ZIP has {count} entries; at most {most_files} files are taken", code="too_large")
 
 
 def _check(entries: list[zipfile.ZipInfo]) -> None:
@@ -70,9 +72,16 @@ def _unsafe(entry: zipfile.ZipInfo) -> str:
     """What is wrong with an entry's name or kind, whatever it holds."""
     parts = entry.orig_filename.split("/")
     if len(parts) > 8 or not all(_PART.fullmatch(part) for part in parts):
-        return "names take letters, digits, dots, dashes and underscores, begin with none but a letter, a digit or an underscore"
+        return "names take letters, digits, dots, dashes, pluses and underscores, begin with a letter, a digit or an underscore"
+    return unusual(entry)
+
+
+def unusual(entry: zipfile.ZipInfo) -> str:
+    """Why an entry is no plain file, whatever its name; empty where it is one."""
     if entry.flag_bits & 0x41:
         return "is encrypted; pack the ZIP without a password"
+    if entry.header_offset < 0:
+        return "begins before the ZIP does; pack it again"
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) and not stat.S_ISREG(mode):
         return "is a link or a device, not a file"
@@ -81,8 +90,8 @@ def _unsafe(entry: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, left: int) -> int:
-    """How many bytes it had; what the directory says of them is not believed."""
+def write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, left: int) -> int:
+    """How many bytes it had; what the directory says of them is not believed. Raises `Invalid` beyond `left`, and `BROKEN`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     with opened.open(entry) as packed, path.open("xb") as file:

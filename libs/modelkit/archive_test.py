@@ -27,6 +27,11 @@ def linked() -> bytes:
     return data.getvalue()
 
 
+def early(content: bytes) -> bytes:
+    """The directory is said to lie further back than it does."""
+    return content[:-6] + struct.pack("<L", struct.unpack("<L", content[-6:-2])[0] + 9) + content[-2:]
+
+
 HARM = {
     "no zip": (b"x" * 100, "no ZIP"),
     "empty": (b"", "no ZIP"),
@@ -42,6 +47,7 @@ HARM = {
     "a million": (zipped({})[:-22] + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 9, 9, 64 << 20, 0, 0), "at most 95"),
     "twice": (zipped({"a": b"", "A": b""}), "twice"),
     "file and folder": (zipped({"a": b"", "a/b": b""}), "a file and a folder"),
+    "before its beginning": (early(zipped({"a": b""})), "begins before"),
     "damaged": (zipped({"a": b"x" * 100}, zipfile.ZIP_STORED).replace(b"xxxx", b"xyxx", 1), "CRC"),
 }
 

@@ -1,8 +1,9 @@
 """A model whose owner wrote its code: a class `Model` that answers in the sandbox, never in this process. Its answers are checked here."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libs.errors import AppError, Invalid, Violation
-from libs.modelkit.custom import REQUIREMENTS, requirements
+from libs.modelkit.custom import requirements
 from libs.modelkit.raw import Raw
 from libs.modelkit.records import MAX_ERRORS, RecordReader
 from libs.modelkit.sandbox import Sandbox
@@ -28,12 +29,12 @@ class CodeRuntime:
     engine = "python"
     labels: Sequence[str] = ()
 
-    def __init__(self, signature: Signature | None, sandbox: Sandbox) -> None:
+    def __init__(self, signature: Signature | None, sandbox: Sandbox, packages: ExitStack | None = None) -> None:
         self.signature = signature or Signature((), ())
         inputs = self.signature.inputs
         self._nested = any(field.shape and field.type != "image" for field in inputs)
         self._reader = RecordReader([field.as_json() for field in inputs]) if inputs and not self._nested else None
-        self._sandbox = sandbox
+        self._sandbox, self._packages = sandbox, packages or ExitStack()
         # What the class has beside `predict`; None where it has it not. Each may be called from any thread.
         offers = sandbox.offers
         self.generate: Generate | None = self._generate if "generate" in offers else None
@@ -78,35 +79,27 @@ class CodeRuntime:
         return [[float(number) for number in each] for each in found]
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; the packages that came with the model go, too."""
         self._sandbox.stop()
+        self._packages.close()
 
 
 def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntime:
     """Raises `AppError` with the code's own last words where its `load` fails, and `Invalid` for packages that are not here."""
     signature = read_signature(data["signature"]) if data.get("signature") else None
-    if data.get("kind") == "onnx":
-        code: Path | None = Path(__file__).with_name("onnx_model.py")
-    else:
-        code = None
-        _require_installed(requirements(folder))
-    sandbox = Sandbox(folder, code=code, memory_bytes=memory_bytes)
-    sandbox.start()
-    return CodeRuntime(signature, sandbox)
+    with ExitStack() as stack:
+        code = packages = None
+        if data.get("kind") == "onnx":
+            code = Path(__file__).with_name("onnx_model.py")
+        elif requirements(folder):
+            from libs.modelkit import image, wheels  # what reads wheels takes a tenth of a second to load
 
-
-def _require_installed(wanted: Mapping[str, str]) -> None:
-    wrong = []
-    for name, version in wanted.items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found = ""
-        if found != version:
-            here = f"this platform has {name} {found}" if found else f"this platform does not have {name}, and installs nothing for a model"
-            wrong.append(Violation(REQUIREMENTS, f"{name}=={version} is not here: {here}"))
-    if wrong:
-        raise Invalid.of(wrong, code="invalid_data")
+            found = wheels.needed(folder, image.installed)
+            packages = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-packages-")))
+            wheels.unpack(found, packages)
+        sandbox = Sandbox(folder, code=code, packages=packages, memory_bytes=memory_bytes)
+        sandbox.start()
+        return CodeRuntime(signature, sandbox, stack.pop_all())
 
 
 def _require_nested(inputs: Sequence[Field], records: Sequence[Any]) -> None:

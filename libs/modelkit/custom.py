@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ FORMAT = 2
 CODE, ONNX, SIGNATURE, REQUIREMENTS = "model.py", "model.onnx", "signature.json", "requirements.txt"
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_REQUIREMENTS = 200
-_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,100}\s*(?:\[[A-Za-z0-9._, -]{0,200}\])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]{0,100})")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A line of requirements.txt. `package`: its name, with what it has in square brackets."""
+
+    line: int
+    package: str
+    version: str
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -33,17 +43,22 @@ def describe(folder: Path) -> dict[str, Any]:
     return {"format": FORMAT, "kind": "code", "signature": signature.as_json() if signature else None}
 
 
-def requirements(folder: Path) -> dict[str, str]:
-    """Version by package, as requirements.txt pins them; raises `Invalid` for every line that pins none."""
+def requirements(folder: Path) -> list[Pinned]:
+    """What requirements.txt pins; raises `Invalid` for every line that pins no version."""
     path = folder / REQUIREMENTS
-    lines = [line.partition("#")[0].strip() for line in _text(path).splitlines()] if path.is_file() else []
-    pinned = {line: _PINNED.fullmatch(line) for line in lines if line}
-    if len(pinned) > _MAX_REQUIREMENTS:
-        raise Invalid(f"{REQUIREMENTS} names {len(pinned)} packages; at most {_MAX_REQUIREMENTS} are taken", code="invalid_data")
-    wrong = [Violation(REQUIREMENTS, f"'{line[:100]}' pins no version; write name==1.2.3") for line, match in pinned.items() if not match]
+    lines = _text(path).splitlines() if path.is_file() else []
+    said = {number: words for number, line in enumerate(lines, 1) if (words := line.partition("#")[0].strip())}
+    if len(said) > _MAX_REQUIREMENTS:
+        raise Invalid(f"{REQUIREMENTS} names {len(said)} packages; at most {_MAX_REQUIREMENTS} are taken", code="invalid_data")
+    pinned = {number: _PINNED.fullmatch(words) for number, words in said.items()}
+    wrong = [
+        Violation(f"{REQUIREMENTS}, line {number}", f"'{said[number][:100]}' pins no version; write name==1.2.3")
+        for number, match in pinned.items()
+        if not match
+    ]
     if wrong:
         raise Invalid.of(wrong[:20], code="invalid_data")
-    return {match[1]: match[2] for match in pinned.values() if match}
+    return [Pinned(number, match[1], match[2]) for number, match in pinned.items() if match]
 
 
 def _text(path: Path) -> str:

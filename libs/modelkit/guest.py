@@ -95,8 +95,11 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(content)
 
 
-def load(folder: str, code: str, name: str) -> Any:
+def load(folder: str, code: str, name: str, packages: str) -> Any:
     """The user's object, its own `load` done."""
+    if packages:
+        # Behind the standard library and before what the image has, where installing them would put them.
+        sys.path.insert(next((at for at, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path)), packages)
     sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location("model", code)
     assert spec is not None and spec.loader is not None
@@ -165,7 +168,7 @@ def main() -> None:
         fence_calls()
         # Not before: fences hold for the thread that makes them and for those it starts.
         threading.Thread(target=end_with_the_other_side, args=(channel,), daemon=True).start()
-        model = load(order["folder"], order["code"], order["name"])
+        model = load(order["folder"], order["code"], order["name"], order["packages"])
         offers = [name for name in OFFERS if callable(getattr(model, name, None))]
         send(channel, {"loaded": True, "offers": offers}, order["largest"])
     except Exception as error:

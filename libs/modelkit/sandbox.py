@@ -38,6 +38,7 @@ class Sandbox:
         name: str = "Model",
         *,
         code: Path | None = None,
+        packages: Path | None = None,
         load_seconds: float = 120.0,
         answer_seconds: float = 30.0,
         memory_bytes: int = 2 << 30,
@@ -46,6 +47,8 @@ class Sandbox:
     ) -> None:
         self._folder, self._name, self._largest = folder.resolve(), name, largest
         self._code = (code or folder / "model.py").resolve()
+        # A folder of packages that the code may import, before those of this environment.
+        self._packages = str(packages.resolve()) if packages else ""
         self._load_seconds, self._answer_seconds = load_seconds, answer_seconds
         self._memory_bytes, self._file_bytes = memory_bytes, file_bytes
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,9 +84,9 @@ class Sandbox:
         self._drain = threading.Thread(target=self._read_output, args=(self._process, self._tail), daemon=True)
         self._drain.start()
         order = {
-            "folder": str(self._folder), "code": str(self._code), "name": self._name, "scratch": self._scratch.name,
-            "largest": self._largest, "memory_bytes": self._memory_bytes, "file_bytes": self._file_bytes,
-            "readable": [*_READABLE, str(self._folder), str(self._code)],
+            "folder": str(self._folder), "code": str(self._code), "name": self._name, "packages": self._packages,
+            "scratch": self._scratch.name, "largest": self._largest, "memory_bytes": self._memory_bytes, "file_bytes": self._file_bytes,
+            "readable": [*_READABLE, str(self._folder), str(self._code), *([self._packages] if self._packages else [])],
         }  # fmt: skip
         reply = self._ask(order, self._load_seconds, "load")
         if reply.get("loaded") is not True:

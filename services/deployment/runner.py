@@ -150,7 +150,7 @@ class Run:
     async def _launched(self, package: Path) -> Process:
         """The process, once it answers."""
         self._require_wanted()
-        await asyncio.to_thread(self._folder.mkdir, 0o700, True, True)
+        await asyncio.to_thread((self._folder / "tmp").mkdir, 0o700, True, True)
         try:
             process = await self._while_wanted(self._begun(package))
         except LaunchError as error:
@@ -199,6 +199,8 @@ class Run:
             [sys.executable, "-m", "services.deployment.replica", *words],
             {
                 TOKEN: self._token,
+                # What it unpacks goes with its folder, however it ends.
+                "TMPDIR": str(self._folder / "tmp"),
                 "OMP_NUM_THREADS": str(threads),
                 "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in self._replica.devices),
                 # Where this code was found, it is found again.

@@ -199,6 +199,9 @@ class Training(TrainingServiceServicer):
         model.create_time.seconds = 1_700_000_000
         return model
 
+    async def GetModelRuntime(self, request: Any, context: Any) -> Any:
+        return model_pb2.ModelRuntime(python="3.11.7", platforms=["any"], packages=[model_pb2.RuntimePackage(name="numpy", version="2.1")])
+
     async def GetModelVersion(self, request: Any, context: Any) -> Any:
         return model_pb2.ModelVersion(model=request.name, number=request.number, files=self.files)
 

@@ -324,7 +324,7 @@ async def running_platform(tmp_path: Path, **changes: Any) -> AsyncIterator[Plat
         platform: Platform
         reconciler = Reconciler(database, peers, lambda workspace, job_id, node: platform.hint(workspace, job_id), settings)
         compute.on_granted = reconciler.wake
-        servicer = TrainingServicer(database, peers, reconciler, pulse, stores.models)
+        servicer = TrainingServicer(database, peers, reconciler, pulse, stores.models, {"numpy": "2.1"})
         platform = Platform(database, servicer, reconciler, tools, stores, data, compute, accounts, deployment, spans=spans)
         for component in (reconciler, pulse):
             await component.start()

@@ -1,5 +1,7 @@
 """Composition root of the training service and of its worker."""
 
+from pathlib import Path
+
 from lepton.accounts.v1.accounts_service_pb2_grpc import AccountsServiceStub
 from lepton.compute.v1.compute_service_pb2_grpc import ComputeServiceStub
 from lepton.data.v1.data_service_pb2_grpc import DataServiceStub
@@ -9,6 +11,7 @@ from libs import telemetry
 from libs.events import EventLog
 from libs.launcher import Launcher, open_launcher
 from libs.lifecycle import Component, Lifecycle
+from libs.modelkit import image
 from libs.service import Kit, command
 from libs.storage import open_store
 from libs.tasks import TaskQueue, Worker
@@ -37,7 +40,8 @@ def build(settings: Settings, event_log: EventLog | None = None) -> Lifecycle:
     pulse = Pulse(kit.database)
     stores = {purpose: open_store(settings.storage, purpose) for purpose in ("models", "checkpoints")}
     sweep = Sweep(kit.database, stores, settings.orphan_seconds)
-    servicer = TrainingServicer(kit.database, peers, reconciler, pulse, stores["models"])
+    found = image.packages(Path(settings.model_image_lock) if settings.model_image_lock else None)
+    servicer = TrainingServicer(kit.database, peers, reconciler, pulse, stores["models"], found)
     components: list[Component] = [queue, reconciler, pulse, sweep, job_gauges(kit.database)]
     return kit.service([(servicer, add_TrainingServiceServicer_to_server)], consumers(reconciler.wake), components)
 

@@ -1,6 +1,6 @@
 """The gRPC face of the service."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -28,10 +28,18 @@ METRICS_PAGE = 1000
 class TrainingServicer(Edge, TrainingServiceServicer):
     """Every method sees the caller's workspace alone."""
 
-    def __init__(self, database: Database, peers: Peers, reconciler: Reconciler, pulse: Pulse, store: ArtifactStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        peers: Peers,
+        reconciler: Reconciler,
+        pulse: Pulse,
+        store: ArtifactStore,
+        model_image: Mapping[str, str],
+    ) -> None:
         super().__init__(database)
         self._peers, self._reconciler, self._pulse = peers, reconciler, pulse
-        self._unpacking = Unpacking(store)
+        self._unpacking, self._runtime = Unpacking(store, model_image), wire.runtime_message(model_image)
 
     async def CreateTrainingJob(self, request: pb.CreateTrainingJobRequest, context: Any) -> job_pb2.TrainingJob:
         if current_call().idempotency_key:
@@ -149,6 +157,9 @@ class TrainingServicer(Edge, TrainingServiceServicer):
 
     def _giving_back(self, made: str) -> AbstractAsyncContextManager[None]:
         return giving_back(self.database, self._peers, self.workspace, made)
+
+    async def GetModelRuntime(self, request: pb.GetModelRuntimeRequest, context: Any) -> model_pb2.ModelRuntime:
+        return self._runtime
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
         # Who deletes an endpoint and then its model need not wait for the event between them.

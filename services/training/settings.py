@@ -30,5 +30,7 @@ class Settings(ServiceSettings):
     launcher: LauncherSettings = LauncherSettings()
     max_log_lines: int = 10_000
     max_metric_points: int = 100_000
+    # The lock of the image in which the code of models runs that are brought; empty: it runs in this environment.
+    model_image_lock: str = ""
     # Objects that no row names are kept for so long: they may be on their way into one.
     orphan_seconds: float = 3600.0

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import platform as machine
 import time
 import zipfile
 from typing import Any
@@ -51,6 +52,25 @@ async def test_an_archive_becomes_a_version(platform: Platform) -> None:
         await platform.servicer.GetModelVersion(pb.GetModelVersionRequest(name="m"), None)
 
 
+async def test_an_archive_may_bring_wheels(platform: Platform) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as opened:
+        said = "Metadata-Version: 2.1\nName: shouter\nVersion: 1.0\nRequires-Dist: numpy>=2\n"
+        opened.writestr("shouter-1.0.dist-info/METADATA", said)
+        opened.writestr("shouter-1.0.dist-info/WHEEL", "Wheel-Version: 1.0")
+    wheel = "wheels/shouter-1.0-py3-none-any.whl"
+    files = {"model.py": CODE, "requirements.txt": b"shouter==1.0", wheel: data.getvalue()}
+    version = await push(platform, files)
+    assert [file.path for file in version.files] == ["model.json", *files]
+
+
+async def test_what_a_model_finds_where_it_runs(platform: Platform) -> None:
+    with as_member():
+        runtime = await platform.servicer.GetModelRuntime(pb.GetModelRuntimeRequest(), None)
+    assert (runtime.python, [(each.name, each.version) for each in runtime.packages]) == (machine.python_version(), [("numpy", "2.1")])
+    assert runtime.platforms[0].startswith(("manylinux", "musllinux", "macosx", "linux"))
+
+
 async def test_the_same_twice_in_two_workspaces(platform: Platform) -> None:
     assert (await push(platform, {"model.py": CODE})).number == 1
     assert (await push(platform, {"model.py": CODE}, workspace="rival")).number == 1
@@ -71,6 +91,9 @@ async def test_an_answer_that_got_lost_makes_no_second_version(platform: Platfor
         ({"model.py": CODE, "signature.json": b"{"}, "no JSON"),
         ({"model.py": CODE, "requirements.txt": b"torch>2"}, "pins no version"),
         ({"model.py": CODE, "../x": b""}, "begin with"),
+        ({"model.py": CODE, "requirements.txt": b"torch==2.9"}, "which has no torch"),
+        ({"model.py": CODE, "requirements.txt": b"\nnumpy==1.26"}, "requirements.txt, line 2: numpy==1.26"),
+        ({"model.py": CODE, "wheels/notes.txt": b"x"}, "no name of a wheel"),
     ],
 )
 async def test_what_cannot_be_served_leaves_nothing(platform: Platform, files: dict[str, bytes], words: str) -> None:

@@ -12,6 +12,7 @@ from lepton.training.v1 import events_pb2, job_pb2, model_pb2
 from lepton.training.v1 import training_service_pb2 as service_pb2
 from libs.errors import AppError
 from libs.events import Event
+from libs.modelkit import image
 from libs.rpc import to_problem
 from libs.rpc.json_codec import dump, parse
 from libs.rpc.names import enum_name_by_number
@@ -211,6 +212,11 @@ def version_registered(version: model_pb2.ModelVersion, reservation: str = "") -
 
 def model_deleted(workspace: str, model: str) -> Event:
     return Event.of(events_pb2.ModelDeleted(workspace=workspace, model=model), key=f"{workspace}/{model}")
+
+
+def runtime_message(packages: Mapping[str, str]) -> model_pb2.ModelRuntime:
+    found = [model_pb2.RuntimePackage(name=name, version=version) for name, version in sorted(packages.items())]
+    return model_pb2.ModelRuntime(python=image.PYTHON, platforms=image.PLATFORMS, packages=found)
 
 
 def _count(result: Mapping[str, Any], name: str) -> int:

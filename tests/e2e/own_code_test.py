@@ -1,6 +1,7 @@
 """A model of one's own code: pushed, deployed, asked; and code that means harm ends in words while its endpoint lives."""
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper
 
 import leptonai as la
 from libs.modelkit import guest
-from tests.platform import Platform, lepton
+from tests.platform import Platform, eventually, lepton
 
 CODE = """
 import json, os, socket
@@ -97,6 +98,42 @@ def test_what_cannot_be_served_is_refused_when_it_is_pushed(client: la.Client, t
     with pytest.raises(la.APIError, match="pins no version"):
         client.models.push("unpinned", folder)
     assert "unpinned" not in [model.name for model in client.models.list()]
+
+
+def small_wheel(folder: Path) -> None:
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "shouter-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("shouter/__init__.py", "def shout(text):\n    return text.upper() + '!'\n")
+        wheel.writestr("shouter-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: shouter\nVersion: 1.0\nRequires-Dist: numpy\n")
+        wheel.writestr("shouter-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("shouter-1.0.dist-info/RECORD", "")
+
+
+def test_a_model_brings_what_the_platform_lacks(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:
+    small_wheel(tmp_path / "index")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.py").write_text(
+        "import numpy, shouter\nclass Model:\n    def predict(self, records):\n        return [shouter.shout(r) for r in records]\n"
+    )
+    (folder / "requirements.txt").write_text("shouter==1.0\n")
+    there = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index")}
+    done = lepton("model", "push", "shouting", str(folder), "--json", env=embedded_platform.env | there)
+    assert done.returncode == 0, done.stderr
+    assert "wheels/shouter-1.0-py3-none-any.whl" in [file["path"] for file in json.loads(done.stdout)["files"]]
+    (folder / "requirements.txt").write_text("shouter==2.0\n")
+    with pytest.raises(la.APIError, match=r"requirements\.txt, line 1: shouter==2\.0 is due"):
+        client.models.push("shouting", folder, wheels=tmp_path / "index")
+    client.endpoints.create("shouting", "shouting@1")
+    if guest.lacking():
+        with pytest.raises(la.LeptonError, match="Landlock"):
+            client.endpoints.wait_ready("shouting", 120)
+        return
+    client.endpoints.wait_ready("shouting", 120)
+    assert client.endpoints.predict("shouting", ["hello"]) == ["HELLO!"]
+    unpacked = next(embedded_platform.home.rglob("shouter/__init__.py"))
+    client.endpoints.delete("shouting")
+    assert eventually(lambda: not unpacked.exists())
 
 
 def test_an_onnx_file_answers_records_and_tensors(embedded_platform: Platform, client: la.Client, tmp_path: Path) -> None:

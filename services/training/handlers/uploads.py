@@ -16,7 +16,7 @@ from lepton.training.v1 import model_pb2
 from libs import telemetry
 from libs.db import Unit
 from libs.errors import Invalid
-from libs.modelkit import archive, custom
+from libs.modelkit import archive, custom, wheels
 from libs.storage import ArtifactStore
 from services.training import wire
 from services.training.handlers.models import named_model
@@ -40,8 +40,8 @@ class Unpacked:
 class Unpacking:
     """Of at most two archives at once: each is there as it came and unpacked, on this machine's disk."""
 
-    def __init__(self, store: ArtifactStore) -> None:
-        self._store = store
+    def __init__(self, store: ArtifactStore, model_image: Mapping[str, str]) -> None:
+        self._store, self._image = store, model_image
         self._room = asyncio.Semaphore(2)
 
     @asynccontextmanager
@@ -52,7 +52,7 @@ class Unpacking:
                 raise Invalid(f"the ZIP has more than {archive.MAX_BYTES >> 20} MiB, as many as are taken", code="too_large")
             with tempfile.TemporaryDirectory(prefix="lepton-upload-") as place:
                 await self._store.fetch(digest, Path(place) / "archive")
-                yield await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package")
+                yield await asyncio.to_thread(_unpacked, Path(place) / "archive", Path(place) / "package", self._image)
 
     async def kept(self, package: Unpacked) -> list[resource_pb2.Artifact]:
         """The files, which are in the store then. Ended half way, it leaves objects that no row names, which are swept."""
@@ -91,11 +91,13 @@ async def register_upload(
     return message
 
 
-def _unpacked(sent: Path, folder: Path) -> Unpacked:
+def _unpacked(sent: Path, folder: Path, image: Mapping[str, str]) -> Unpacked:
     paths = archive.unpack(sent, folder)
     if MODEL in paths:
         raise Invalid(f"{MODEL} is written by the platform; leave it out", code="invalid_data")
     package = custom.describe(folder)
+    if package["kind"] == "code":
+        wheels.needed(folder, image.get)
     (folder / MODEL).write_text(json.dumps(package))
     paths = [MODEL, *paths]
     return Unpacked(package, folder, paths, sum((folder / path).stat().st_size for path in paths))

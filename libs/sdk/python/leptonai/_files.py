@@ -7,7 +7,7 @@ import os
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -73,7 +73,7 @@ def zip_of(folder: Path) -> Content:
     return _packed({file.relative_to(folder).as_posix(): file for file in files})
 
 
-def model_zip(source: Any, signature: Mapping[str, Any] | None) -> Content:
+def model_zip(source: Any, signature: Mapping[str, Any] | None, wheels: Sequence[Path] = ()) -> Content:
     """A folder with model.py, or an ONNX file, as a ZIP: the same files give the same bytes. What is hidden or cached is left out."""
     folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
     if folder is not None and folder.is_file() and folder.suffix == ".onnx" and signature is None:
@@ -85,12 +85,16 @@ def model_zip(source: Any, signature: Mapping[str, Any] | None) -> Content:
     names = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
     hidden = [name for name in names if any(part.startswith(".") or part == "__pycache__" for part in name.parts)]
     files: dict[str, Path | bytes] = {name.as_posix(): file for name, file in names.items() if name not in hidden}
+    files |= {f"wheels/{wheel.name}": wheel for wheel in wheels}
     if signature is not None:
         files["signature.json"] = json.dumps(signature).encode()
     if len(files) > MODEL_FILES:
-        raise InvalidInput(f"{folder} holds {len(files)} files", f"at most {MODEL_FILES} are taken; leave out what the model does not read")
+        many = f"{folder} holds {len(files) - len(wheels)} files" + (f", and {len(wheels)} wheels come with them" if wheels else "")
+        raise InvalidInput(many, f"at most {MODEL_FILES} are taken; leave out what the model does not read")
     if sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values()) > MODEL_BYTES:
-        raise InvalidInput(f"the files of {folder} have more than {MODEL_BYTES >> 20} MiB together", "no larger model is taken")
+        raise InvalidInput(
+            f"the files of {folder}, and their wheels, are larger than {MODEL_BYTES >> 20} MiB together", "no larger model is taken"
+        )
     return _packed(files)
 
 

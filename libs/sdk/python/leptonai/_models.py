@@ -9,9 +9,10 @@ from typing import Any
 from leptonai._errors import InvalidInput
 from leptonai._files import inside, model_zip, saved
 from leptonai._refs import name_of, parse
-from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, Work, page_of, path
+from leptonai._session import AsyncPages, AsyncSession, Call, Flow, Pages, Session, Work, as_given, page_of, path
 from leptonai._transport import CHUNK, Content, TransportFailure
 from leptonai._types import Artifact, Model, ModelVersion
+from leptonai._wheels import downloaded, given_wheels, may_lack
 
 
 class Models:
@@ -36,14 +37,22 @@ class Models:
         """All versions, newest first."""
         return Pages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
-    def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+    def push(
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        signature: Mapping[str, Any] | None = None,
+        wheels: str | os.PathLike[str] | None = None,
+    ) -> ModelVersion:
         """Makes a version of your own code, a folder whose model.py has a class Model; or of an ONNX file, which says itself what it takes.
 
         `load(self, folder)` is called once, `predict(self, records)` answers a list, one JSON value a record; with `batch = False` in the
         class it gets one record at a time. signature: {"inputs": [{"name", "type", …}], "outputs": […]} has records and answers checked;
-        without it they are any JSON. A requirements.txt pins packages, which the platform must have. Raises InvalidData in words.
+        without it they are any JSON. A requirements.txt pins packages: pip downloads the wheels of those that the platform lacks and
+        of what they need; nothing is built. wheels: a folder whose wheels are taken instead. Raises InvalidInput and InvalidData in words.
         """
-        return self._session.flow(_push(name, folder, signature))
+        return self._session.flow(_push(name, folder, signature, wheels))
 
     def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """Writes a version's files (weights as safetensors, preprocessing as JSON, …) into a folder, digests checked; returns where."""
@@ -88,9 +97,16 @@ class AsyncModels:
         """As Models.versions."""
         return AsyncPages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
-    async def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+    async def push(
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        signature: Mapping[str, Any] | None = None,
+        wheels: str | os.PathLike[str] | None = None,
+    ) -> ModelVersion:
         """As Models.push."""
-        return await self._session.flow(_push(name, folder, signature))
+        return await self._session.flow(_push(name, folder, signature, wheels))
 
     async def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """As Models.download."""
@@ -118,14 +134,33 @@ def _nothing(_: Any) -> None:
     return None
 
 
-def _push(name: str, folder: str | os.PathLike[str], signature: Mapping[str, Any] | None) -> Flow[ModelVersion]:
-    place = path("models", name_of(name), "content")
-    content: Content = yield Work(lambda: model_zip(folder, signature))
+def _push(
+    name: str,
+    folder: str | os.PathLike[str],
+    signature: Mapping[str, Any] | None,
+    wheels: str | os.PathLike[str] | None,
+) -> Flow[ModelVersion]:
+    place, runtime = path("models", name_of(name), "content"), None
+    if wheels is None and may_lack(folder):
+        runtime = yield Call("GET", path("model-runtime"), as_given)
+    content: Content = yield Work(lambda: _packed(folder, signature, wheels, runtime))
     # What was sent makes no second version where only the answer got lost.
     headers = {"idempotency-key": uuid.uuid4().hex, "content-type": "application/zip"}
     seconds = max(330.0, 60 + content.size / CHUNK)
     version: ModelVersion = yield Call("PUT", place, ModelVersion.from_json, content=content, headers=headers, timeout=seconds)
     return version
+
+
+def _packed(
+    folder: str | os.PathLike[str],
+    signature: Mapping[str, Any] | None,
+    wheels: str | os.PathLike[str] | None,
+    runtime: Mapping[str, Any] | None,
+) -> Content:
+    if runtime is None:
+        return model_zip(folder, signature, () if wheels is None else given_wheels(wheels))
+    with downloaded(folder, runtime) as found:
+        return model_zip(folder, signature, found)
 
 
 def _version(ref: Any) -> Call[ModelVersion]:

@@ -25,6 +25,12 @@ class FakePlatform:
         self.tables: dict[str, list[dict[str, str]]] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.models: dict[str, list[dict[str, Any]]] = {}
+        there = [{"name": "numpy", "version": "2.1"}, {"name": "heavy-torch", "version": "2.9+cpu"}]
+        self.runtime: dict[str, Any] = {
+            "python": "3.12.1",
+            "platforms": ["manylinux_2_36_x86_64", "manylinux_2_17_x86_64"],
+            "packages": there,
+        }
         self.batches: dict[str, dict[str, Any]] = {}
         self.endpoints: dict[str, dict[str, Any]] = {}
         self.predict: Callable[[str, dict[str, Any]], Any] = lambda model, record: 1.0
@@ -233,6 +239,9 @@ class FakePlatform:
         if len(rest) > 3 and rest[3] == "files":
             return 200, self.files["/".join(rest[4:])], {}
         return ok(versions[(int(rest[2]) or len(versions)) - 1])
+
+    def _model_runtime(self, *_: Any) -> Answer:
+        return ok(self.runtime)
 
     def _endpoints(self, method: str, rest: list[str], request: dict[str, Any]) -> Answer | None:
         body = json.loads(request["body"]) if request["body"] else {}

@@ -47,13 +47,17 @@ def push(
     signature: Annotated[
         str, typer.Option(metavar="FILE", help="JSON with inputs and outputs; default: the folder's signature.json.")
     ] = "",
+    wheels: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Wheels for requirements.txt; default: pip downloads what the platform lacks.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Make a version of your own code: a folder whose model.py has a class Model with load(self, folder) and predict(self, records).
 
     Example: lepton model push mine mine/
     """
-    version = client().models.push(name, folder, signature=read_json(signature, "the signature") if signature else None)
+    said = read_json(signature, "the signature") if signature else None
+    version = client().models.push(name, folder, signature=said, wheels=wheels or None)
     show(version, json, f"{version.ref} is registered: lepton endpoint create {version.model} --model {version.ref}")
 
 
