@@ -36,14 +36,25 @@ class Models:
         """All versions, newest first."""
         return Pages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
-    def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+    def push(
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        signature: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> ModelVersion:
         """Makes a version of your own code, a folder whose model.py has a class Model; or of an ONNX file, which says itself what it takes.
 
         `load(self, folder)` is called once, `predict(self, records)` answers a list, one JSON value a record; with `batch = False` in the
         class it gets one record at a time. signature: {"inputs": [{"name", "type", …}], "outputs": […]} has records and answers checked;
         without it they are any JSON. A requirements.txt pins packages, which the platform must have. Raises InvalidData in words.
+
+        Of an ONNX file: features name the numbers of its input, in their order, and records have them as fields; classes name the
+        probabilities that it gives, and it answers as a classifier that the platform trained.
         """
-        return self._session.flow(_push(name, folder, signature))
+        return self._session.flow(_push(name, folder, signature, features, classes))
 
     def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """Writes a version's files (weights as safetensors, preprocessing as JSON, …) into a folder, digests checked; returns where."""
@@ -88,9 +99,17 @@ class AsyncModels:
         """As Models.versions."""
         return AsyncPages(self._session, page_of(("models", name_of(name), "versions"), "model_versions", ModelVersion))
 
-    async def push(self, name: str, folder: str | os.PathLike[str], *, signature: Mapping[str, Any] | None = None) -> ModelVersion:
+    async def push(
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        signature: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> ModelVersion:
         """As Models.push."""
-        return await self._session.flow(_push(name, folder, signature))
+        return await self._session.flow(_push(name, folder, signature, features, classes))
 
     async def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """As Models.download."""
@@ -118,9 +137,16 @@ def _nothing(_: Any) -> None:
     return None
 
 
-def _push(name: str, folder: str | os.PathLike[str], signature: Mapping[str, Any] | None) -> Flow[ModelVersion]:
+def _push(
+    name: str,
+    folder: str | os.PathLike[str],
+    signature: Mapping[str, Any] | None,
+    features: Sequence[str] | None,
+    classes: Sequence[str] | None,
+) -> Flow[ModelVersion]:
     place = path("models", name_of(name), "content")
-    content: Content = yield Work(lambda: model_zip(folder, signature))
+    names = {what: list(given) for what, given in (("features", features), ("classes", classes)) if given is not None}
+    content: Content = yield Work(lambda: model_zip(folder, signature, names))
     # What was sent makes no second version where only the answer got lost.
     headers = {"idempotency-key": uuid.uuid4().hex, "content-type": "application/zip"}
     seconds = max(330.0, 60 + content.size / CHUNK)
