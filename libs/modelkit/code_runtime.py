@@ -18,6 +18,8 @@ from libs.modelkit.sandbox import Sandbox
 from libs.modelkit.signature import Field, Signature, read_signature
 from libs.modelkit.writing import Embed, Generate, bounded
 
+# Of addresses, not of memory: libraries map more than they use. What is used is bounded by who started this process.
+LEAST_BYTES = 2 << 30
 _RECORD = "record"
 _NUMBER = Field("number", "double")
 _TYPES: Mapping[str, tuple[type, ...]] = {"double": (int, float), "integer": (int,), "boolean": (bool,), "string": (str,)}
@@ -27,10 +29,13 @@ class CodeRuntime:
     """Answers by the class of one package. Safe to call from one thread at a time."""
 
     engine = "python"
-    labels: Sequence[str] = ()
 
-    def __init__(self, signature: Signature | None, sandbox: Sandbox, packages: ExitStack | None = None) -> None:
+    def __init__(
+        self, signature: Signature | None, sandbox: Sandbox, labels: Sequence[str] = (), packages: ExitStack | None = None
+    ) -> None:
+        """`labels`: classes, in the order of the probabilities; empty for what is no ONNX file whose classes have names."""
         self.signature = signature or Signature((), ())
+        self.labels = labels
         inputs = self.signature.inputs
         self._nested = any(field.shape and field.type != "image" for field in inputs)
         self._reader = RecordReader([field.as_json() for field in inputs]) if inputs and not self._nested else None
@@ -62,8 +67,11 @@ class CodeRuntime:
         return np.fromiter(given, object, len(given))
 
     def word(self, answers: NDArray[np.object_]) -> list[Any]:
-        """As they came."""
-        return answers.tolist()
+        """As they came; probabilities by their class, as of any classifier."""
+        given = answers.tolist()
+        if not self.labels:
+            return given
+        return [{**answer, "probabilities": dict(zip(self.labels, answer["probabilities"], strict=True))} for answer in given]
 
     def _generate(self, prompt: str, *, max_tokens: int, temperature: float, stop: list[str]) -> Iterator[str]:
         """At most so many pieces of text. Raises `AppError` ("upstream_failed") where they are anything else, or too long together."""
@@ -85,7 +93,10 @@ class CodeRuntime:
 
 
 def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntime:
-    """Raises `AppError` with the code's own last words where its `load` fails, and `Invalid` for packages that are not here."""
+    """Raises `AppError` with the code's own last words where its `load` fails, and `Invalid` for packages that are not here.
+
+    memory_bytes: that this process may take; the code may map as much, or LEAST_BYTES where that is more.
+    """
     signature = read_signature(data["signature"]) if data.get("signature") else None
     with ExitStack() as stack:
         code = packages = None
@@ -97,9 +108,9 @@ def load(folder: Path, data: Mapping[str, Any], memory_bytes: int) -> CodeRuntim
             found = wheels.needed(folder, image.installed)
             packages = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-packages-")))
             wheels.unpack(found, packages)
-        sandbox = Sandbox(folder, code=code, packages=packages, memory_bytes=memory_bytes)
+        sandbox = Sandbox(folder, code=code, packages=packages, memory_bytes=max(memory_bytes, LEAST_BYTES))
         sandbox.start()
-        return CodeRuntime(signature, sandbox, stack.pop_all())
+        return CodeRuntime(signature, sandbox, data.get("classes") or (), stack.pop_all())
 
 
 def _require_nested(inputs: Sequence[Field], records: Sequence[Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from libs.errors import Invalid, Violation
+from libs.modelkit.naming import NAMES, named
 from libs.modelkit.onnx_file import read_onnx
 from libs.modelkit.signature import read_signature
 
@@ -30,17 +31,18 @@ def describe(folder: Path) -> dict[str, Any]:
     """The model.json of a folder that holds model.py, or else model.onnx. Raises `Invalid` where what it says cannot be used."""
     if not (folder / CODE).is_file():
         if (folder / ONNX).is_file():
-            return {"format": FORMAT, "kind": "onnx", "signature": read_onnx(folder / ONNX).as_json()}
+            return _describe_onnx(folder)
         words = f"there is neither {CODE}, with a class Model that has load(self, folder) and predict(self, records), nor {ONNX}"
         raise Invalid(words, code="invalid_data")
     requirements(folder)
-    signature = None
-    if (folder / SIGNATURE).is_file():
-        try:
-            signature = read_signature(json.loads(_text(folder / SIGNATURE)))
-        except (ValueError, RecursionError) as error:
-            raise Invalid(f"{SIGNATURE} is no JSON: {error}", code="invalid_data") from error
+    signature = read_signature(_json(folder / SIGNATURE)) if (folder / SIGNATURE).is_file() else None
     return {"format": FORMAT, "kind": "code", "signature": signature.as_json() if signature else None}
+
+
+def _describe_onnx(folder: Path) -> dict[str, Any]:
+    signature, names = read_onnx(folder / ONNX), folder / NAMES
+    signature, said = named(signature, _json(names)) if names.is_file() else (signature, {})
+    return {"format": FORMAT, "kind": "onnx", "signature": signature.as_json(), **said}
 
 
 def requirements(folder: Path) -> list[Pinned]:
@@ -59,6 +61,13 @@ def requirements(folder: Path) -> list[Pinned]:
     if wrong:
         raise Invalid.of(wrong[:20], code="invalid_data")
     return [Pinned(number, match[1], match[2]) for number, match in pinned.items() if match]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"{path.name} is no JSON: {error}", code="invalid_data") from error
 
 
 def _text(path: Path) -> str:

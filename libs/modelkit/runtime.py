@@ -103,10 +103,10 @@ def load(folder: Path | str, threads: int = 1) -> Runtime:
     return runtime
 
 
-def load_any(folder: Path | str, threads: int = 1, code_memory_bytes: int = 2 << 30) -> Runtime | CodeRuntime:
+def load_any(folder: Path | str, threads: int = 1, memory_bytes: int = 0) -> Runtime | CodeRuntime:
     """As `load`, and models whose owner wrote their code; a process that cannot fence it off refuses it in words."""
     data = packages.read_json(Path(folder))
-    return code_runtime.load(Path(folder), data, code_memory_bytes) if data.get("format") == custom.FORMAT else load(folder, threads)
+    return code_runtime.load(Path(folder), data, memory_bytes) if data.get("format") == custom.FORMAT else load(folder, threads)
 
 
 def _by_onnx(package: Package, threads: int) -> tuple[Model, str, Model | None]:

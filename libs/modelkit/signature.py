@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from libs.errors import Invalid, Violation
+from libs.modelkit.fit import MAX_CLASSES
 
 MAX_LISTED = 100
-_MAX_FIELDS = 1000
+MAX_FIELDS = 1000
 _MAX_CELLS = 1 << 20
 _TYPES = ("double", "integer", "boolean", "string", "image")
 
@@ -86,8 +87,8 @@ def read_signature(data: Any) -> Signature:
 
 
 def _read_fields(given: Any, side: str, errors: list[Violation]) -> tuple[Field, ...]:
-    if not isinstance(given, list) or len(given) > _MAX_FIELDS:
-        errors.append(Violation(side, f"is no list of at most {_MAX_FIELDS} fields"))
+    if not isinstance(given, list) or len(given) > MAX_FIELDS:
+        errors.append(Violation(side, f"is no list of at most {MAX_FIELDS} fields"))
         return ()
     fields = []
     for index, item in enumerate(given):
@@ -110,8 +111,8 @@ def _wrong_field(item: Any) -> str:
     if item["type"] not in _TYPES:
         return f"there is no type {str(item['type'])[:40]!r}; there are: {', '.join(_TYPES)}"
     categories, shape = item.get("categories", []), item.get("shape", [])
-    if not isinstance(item.get("optional", False), bool) or not isinstance(categories, list) or len(categories) > MAX_LISTED:
-        return f"optional is true or false, categories a list of at most {MAX_LISTED} texts"
+    if not isinstance(item.get("optional", False), bool) or not isinstance(categories, list) or len(categories) > MAX_CLASSES:
+        return f"optional is true or false, categories a list of at most {MAX_CLASSES} texts"
     if not all(isinstance(value, str) for value in categories):
         return "categories are texts"
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(number) is int and 0 < number <= _MAX_CELLS for number in shape):

@@ -253,8 +253,10 @@ class _Attempt:
             "splits": splits,
             "parts": [{"number": p.number, "split": p.split, "start": p.start, "stop": p.stop} for p in self.left.values()],
             "columns": batch.kept,
+            "added": batch.columns[len(batch.kept) :],
             "probabilities": batch.probabilities,
             "threads": threads,
+            "memory_bytes": batch.memory_bytes,
         }
         await asyncio.to_thread((self._folder / "spec.json").write_text, json.dumps(spec))
         return await self._worker._launcher.start(self._launch(threads))

@@ -21,7 +21,10 @@ from lepton.deployment.v1 import deployment_service_pb2 as pb
 from lepton.training.v1 import job_pb2, model_pb2
 from libs.errors import AppError, Conflict, Invalid, NotFound, QuotaExceeded
 from libs.launcher import Exit, InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
+from libs.modelkit import custom, guest
 from libs.modelkit.runtime import Runtime
+from libs.modelkit.signature import Field as SignatureField
+from libs.modelkit.signature import Signature
 from libs.rpc import Client, acting_for
 from libs.storage import ArtifactStore, InMemoryArtifactStore, LocalArtifactStore
 from libs.testing import migrated_database
@@ -154,19 +157,20 @@ async def running(batches: Batches, folder: Path, launcher: Launcher | None = No
 @pytest.fixture
 async def batches(world: World, runtime: Runtime) -> Batches:
     await ship(world, runtime.package.folder)
-    world.training.signature = _signature(runtime)
+    world.training.signature = _signature(runtime.signature)
     world.settings = world.settings.model_copy(update={"batch_part_rows": 1000, "poll_seconds": 0.02, "owner_lease_seconds": 3.0})
     found = Batches(world)
     await found.add_dataset("rows", {"train": table(2500), "test": table(700)})
     return found
 
 
-def _signature(runtime: Runtime) -> model_pb2.Signature:
+def _signature(given: Signature) -> model_pb2.Signature:
     signature = model_pb2.Signature()
     for side in ("inputs", "outputs"):
-        for field in getattr(runtime.signature, side):
+        for field in getattr(given, side):
             kind = model_pb2.FieldType.Value(f"FIELD_TYPE_{field.type.upper()}")
-            getattr(signature, side).add(name=field.name, type=kind, optional=field.optional, categories=field.categories)
+            more = {"optional": field.optional, "categories": field.categories, "shape": field.shape}
+            getattr(signature, side).add(name=field.name, type=kind, **more)
     return signature
 
 
@@ -376,6 +380,64 @@ async def test_a_version_that_cannot_be_made_says_why(batches: Batches, tmp_path
     assert (done.error.code, done.error.detail) == ("quota_exceeded", "no storage is left")
 
 
+SUMS = """
+class Model:
+    def predict(self, records):
+        if any(record["a"] > 9 for record in records):
+            raise ValueError("it is too much")
+        return [{"total": record["a"] + len(record["b"] or ""), "both": [record["a"], 1.0]} for record in records]
+"""
+
+
+def written(folder: Path, shape: tuple[int, ...]) -> Signature:
+    """A package of a class of one's own."""
+    signature = Signature(
+        (SignatureField("a", "double", shape=shape), SignatureField("b", "string", optional=True)),
+        (SignatureField("total", "double"), SignatureField("both", "double", shape=(2,))),
+    )
+    folder.mkdir()
+    (folder / "model.py").write_text(SUMS)
+    (folder / "signature.json").write_text(json.dumps(signature.as_json()))
+    (folder / "model.json").write_text(json.dumps(custom.describe(folder)))
+    return signature
+
+
+async def bring(batches: Batches, folder: Path, *, shape: tuple[int, ...] = ()) -> None:
+    """Makes it the model wdbc@1."""
+    batches.world.training.signature = _signature(written(folder, shape))
+    batches.world.training.kind = {"source": model_pb2.MODEL_SOURCE_UPLOADED}
+    await ship(batches.world, folder)
+
+
+async def test_a_model_that_was_brought_answers_every_row_once(batches: Batches, tmp_path: Path, eventually: Eventually) -> None:
+    await bring(batches, tmp_path / "m")
+    await batches.add_dataset("large", {"all": table(10).set_column(1, "a", pa.array([1.0] * 9 + [10.0]))})
+    state = batch_pb2.BATCH_PREDICTION_STATE_FAILED if guest.lacking() else batch_pb2.BATCH_PREDICTION_STATE_SUCCEEDED
+    async with running(batches, tmp_path, SubprocessLauncher()):
+        done = await batches.ended(eventually, (await batches.create()).id, state)
+        refused = await batches.create(dataset="large", output="more")
+        refused = await batches.ended(eventually, refused.id, batch_pb2.BATCH_PREDICTION_STATE_FAILED)
+    words = "Landlock" if guest.lacking() else "row 10 has no answer: The model's code failed: ValueError: it is too much"
+    assert words in refused.error.detail
+    assert refused.attempts == 1
+    if guest.lacking():
+        return
+    assert await batches.served() == [1000, 1000, 500, 700]
+    request = batches.world.data.derived[done.id]
+    assert [column.name for column in request.columns] == ["id", "a", "b", "total", "both_0", "both_1"]
+    records = [row for rows in (table(2500), table(700)) for row in rows.to_pylist()]
+    added = [{"total": row["a"] + len(row["b"] or ""), "both_0": row["a"], "both_1": 1.0} for row in records]
+    assert await batches.result(done.id) == [row | more for row, more in zip(records, added, strict=True)]
+
+
+async def test_a_model_that_takes_lists_reads_no_columns(batches: Batches, tmp_path: Path) -> None:
+    await bring(batches, tmp_path / "m", shape=(3,))
+    async with running(batches, tmp_path):
+        with pytest.raises(Invalid, match="'a' takes 3 values a row, and a column holds one"):
+            await batches.create()
+    assert not batches.world.accounts.held
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
@@ -409,10 +471,13 @@ async def test_what_cannot_be_is_refused_in_words_before_anything_is_held(
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [({"source": model_pb2.MODEL_SOURCE_UPLOADED}, "was brought by a member"), ({"task": job_pb2.TASK_TEXT_GENERATION}, "writes texts")],
+    [
+        ({"source": model_pb2.MODEL_SOURCE_UPLOADED}, "does not say which columns it takes and gives"),
+        ({"task": job_pb2.TASK_TEXT_GENERATION}, "writes texts"),
+    ],
 )
 async def test_models_that_no_batch_goes_through_are_refused(batches: Batches, tmp_path: Path, kind: dict[str, Any], words: str) -> None:
-    batches.world.training.kind = kind
+    batches.world.training.kind, batches.world.training.signature = kind, None
     async with running(batches, tmp_path):
         with pytest.raises(Invalid, match=f"wdbc@1 {words}"):
             await batches.create()
@@ -466,7 +531,7 @@ async def test_kill_9_again_and_again_costs_parts_and_doubles_none(runtime: Runt
     async with migrated_database("services.deployment", url) as database:
         settings = Settings(work_dir=str(tmp_path / "own"), batch_part_rows=4000)
         world = World(database, Accounts(), Compute(), Training(), InMemoryLauncher(), InMemoryArtifactStore(), settings)
-        world.training.signature = _signature(runtime)
+        world.training.signature = _signature(runtime.signature)
         await ship(world, runtime.package.folder)
         batches = Batches(world, tmp_path)
         await batches.add_dataset("rows", {"all": rows})

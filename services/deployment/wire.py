@@ -237,7 +237,7 @@ def replicas_served(workspace: str, endpoint: str, seconds: float, now: float) -
 
 
 def fields_of(fields: Iterable[model_pb2.SignatureField]) -> list[Field]:
-    return [Field(field.name, _FIELD_TYPES[field.type], field.optional, tuple(field.categories)) for field in fields]
+    return [Field(field.name, _FIELD_TYPES[field.type], field.optional, tuple(field.categories), tuple(field.shape)) for field in fields]
 
 
 def columns_of(version: dataset_pb2.DatasetVersion) -> list[Column]:

@@ -117,6 +117,12 @@ async def test_an_onnx_file_says_itself_what_it_takes(platform: Platform) -> Non
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     version = await push(platform, {"model.onnx": model.SerializeToString()})
     assert [(each.name, list(each.shape)) for each in (*version.signature.inputs, *version.signature.outputs)] == [("x", [3]), ("y", [3])]
+    names = {"features": ["a", "b", "c"], "classes": ["d", "e", "f"]}
+    version = await push(platform, {"model.onnx": model.SerializeToString(), "names.json": json.dumps(names).encode()})
+    assert [each.name for each in (*version.signature.inputs, *version.signature.outputs)] == ["a", "b", "c", "prediction", "probabilities"]
+    assert [list(each.categories) for each in version.signature.outputs] == [names["classes"]] * 2
+    with pytest.raises(Invalid, match="2 classes are named, and the graph gives 'y'"):
+        await push(platform, {"model.onnx": model.SerializeToString(), "names.json": b'{"classes": ["d", "e"]}'})
     graph.node[0].domain = "com.stranger"
     with pytest.raises(Invalid, match="not one of ONNX"):
         await push(platform, {"model.onnx": helper.make_model(graph).SerializeToString()})

@@ -157,6 +157,97 @@ def test_an_onnx_file_answers_records_and_tensors(embedded_platform: Platform, c
     client.endpoints.delete("relu")
 
 
+def iris(path: Path) -> Path:
+    """A classifier of two features, as scikit-learn's become ONNX files."""
+    node = helper.make_node(
+        "LinearClassifier",
+        ["X"],
+        ["label", "probabilities"],
+        domain="ai.onnx.ml",
+        coefficients=[1.0, 0.0, 0.0, 1.0, -1.0, -1.0],
+        intercepts=[0.0, 0.0, 2.0],
+        classlabels_ints=[0, 1, 2],
+        post_transform="SOFTMAX",
+    )
+    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, [None, 2])
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3]),
+    ]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    path.write_bytes(
+        helper.make_model(helper.make_graph([node], "g", [x], outputs), opset_imports=opsets, ir_version=8).SerializeToString()
+    )
+    return path
+
+
+def test_an_onnx_classifier_with_names_answers_one_record_and_every_row(
+    embedded_platform: Platform, client: la.Client, tmp_path: Path
+) -> None:
+    file = str(iris(tmp_path / "iris.onnx"))
+    names = ("--features", "length,width", "--classes")
+    done = lepton("model", "push", "iris", file, *names, "setosa,virginica", env=embedded_platform.env)
+    assert (
+        done.returncode != 0 and "2 classes are named, and the graph gives 'label' (one integer), 'probabilities' (3 double)" in done.stderr
+    )
+    done = lepton("model", "push", "iris", file, *names, "setosa,versicolor,virginica", env=embedded_platform.env)
+    assert done.returncode == 0, done.stderr
+    rows = b"".join(b"%d,%d,%d\n" % (at, at % 7, at % 5) for at in range(3000))
+    client.datasets.upload("flowers", b"id,length,width\n" + rows, filename="flowers.csv")
+    if guest.lacking():
+        with pytest.raises(la.JobFailed, match="Landlock"):
+            client.batch_predict("iris@1", "flowers@1", "flowers-named", timeout=120, progress=False)
+        return
+    client.endpoints.create("iris", "iris@1")
+    client.endpoints.wait_ready("iris", 120)
+    records = [{"length": at % 7, "width": at % 5} for at in range(3000)]
+    answers = client.endpoints.predict("iris", records)
+    assert (answers[6]["prediction"], answers[8]["prediction"], answers[0]["prediction"]) == ("setosa", "versicolor", "virginica")
+    assert list(answers[0]["probabilities"]) == ["setosa", "versicolor", "virginica"]
+    version = client.batch_predict("iris@1", "flowers@1", "flowers-named", columns=["id"], timeout=120, progress=False)
+    found = client.datasets.to_pandas(version)
+    assert list(found) == ["id", "prediction", "probability_setosa", "probability_versicolor", "probability_virginica"]
+    assert found["id"].tolist() == list(range(3000))
+    assert found["prediction"].tolist() == [answer["prediction"] for answer in answers]
+    client.endpoints.delete("iris")
+
+
+HALVES = """
+class Model:
+    def predict(self, records):
+        return [{"half": self.half(record["x"]), "named": [str(record["x"]), record["word"]]} for record in records]
+
+    def half(self, x):
+        if x > 4000:
+            raise ValueError("too large")
+        return x / 2
+"""
+
+
+def test_code_of_one_s_own_answers_every_row_of_a_dataset(client: la.Client, tmp_path: Path) -> None:
+    inputs = [{"name": "x", "type": "integer"}, {"name": "word", "type": "string"}]
+    outputs = [{"name": "half", "type": "double"}, {"name": "named", "type": "string", "shape": [2]}]
+    (tmp_path / "model.py").write_text(HALVES)
+    client.models.push("halves", tmp_path)
+    client.datasets.upload("many", b"x,word\n" + b"".join(b"%d,w%d\n" % (at, at) for at in range(3000)), filename="many.csv")
+    with pytest.raises(la.InvalidData, match="does not say which columns it takes and gives"):
+        client.batch_predictions.create("halves", "many", "halved")
+    client.models.push("halves", tmp_path, signature={"inputs": inputs, "outputs": outputs})
+    if guest.lacking():
+        with pytest.raises(la.JobFailed, match="Landlock"):
+            client.batch_predict("halves", "many@1", "halved", timeout=120, progress=False)
+        return
+    found = client.datasets.to_pandas(client.batch_predict("halves", "many@1", "halved", timeout=120, progress=False))
+    assert list(found) == ["x", "word", "half", "named_0", "named_1"]
+    assert found.to_dict("records") == [
+        {"x": at, "word": f"w{at}", "half": at / 2, "named_0": str(at), "named_1": f"w{at}"} for at in range(3000)
+    ]
+    client.datasets.upload("more", b"x,word\n1,a\n2,b\n5000,c\n", filename="more.csv")
+    with pytest.raises(la.JobFailed, match=r"row 3 has no answer: The model's code failed: ValueError: too large"):
+        client.batch_predict("halves", "more@1", "refused", timeout=120, progress=False)
+    assert "refused" not in [dataset.name for dataset in client.datasets.list()]
+
+
 WRITER = """
 class Model:
     batch = False

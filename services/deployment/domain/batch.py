@@ -4,12 +4,15 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice, product
 from typing import Any, Protocol
 
 from libs.errors import Violation, near
 
 # A part is what is done again when a process dies, and an object each.
 PART_ROWS = 65_536
+# Of a model that was brought: a row may take it a second.
+BROUGHT_PART_ROWS = 1024
 MAX_PARTS = 64
 MAX_COLUMNS, MAX_NAME, MAX_ERRORS = 2000, 256, 20
 # Until its quota is taken; then whoever was making it is gone.
@@ -55,6 +58,7 @@ class Field:
     type: str
     optional: bool = False
     labels: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ def wrong_inputs(inputs: Sequence[Field], columns: Sequence[Column], dataset: st
 
 
 def _wrong_input(field: Field, columns: dict[str, Column], spare: Collection[str], dataset: str) -> Violation | None:
+    if field.shape and field.type != "image":
+        words = f"'{field.name}' takes {math.prod(field.shape)} values a row, and a column holds one"
+        return Violation("model", f"{words}; name them one by one (an ONNX file is pushed with --features), or ask an endpoint")
     column = columns.get(field.name)
     if column is None:
         if field.optional:
@@ -117,8 +124,7 @@ def _wrong_input(field: Field, columns: dict[str, Column], spare: Collection[str
     if column.nullable and not field.optional:
         return Violation(
             "dataset",
-            f"some rows of {dataset} lack '{field.name}', which every row had that the model was trained on; drop or impute them "
-            "with a transform",
+            f"some rows of {dataset} lack '{field.name}', which the model has to be given; drop or impute them with a transform",
         )
     return None
 
@@ -143,10 +149,19 @@ def kept(columns: Sequence[Column], wanted: Sequence[str]) -> tuple[list[Column]
 
 
 def added(outputs: Sequence[Field], probabilities: bool) -> list[Column]:
-    """What predictions add, in order."""
-    found = [Column(PREDICTION, next((field.type for field in outputs if field.name == PREDICTION), "double"))]
-    labels = next((field.labels for field in outputs if field.name == "probabilities"), ()) if probabilities else ()
-    return found + [Column(PROBABILITY + label, "double") for label in labels]
+    """What predictions add, in order: a column an output; one a class of probabilities, and one a cell of what else has a shape."""
+    found: list[Column] = []
+    for field in outputs:
+        if field.name == "probabilities" and field.labels:
+            names = [PROBABILITY + label for label in field.labels] if probabilities else []
+        else:
+            # One more than a table has is enough to refuse it: large shapes are soon said.
+            cells = product(*(range(min(side, MAX_COLUMNS + 1)) for side in field.shape))
+            names = ["_".join([field.name, *map(str, cell)]) for cell in islice(cells, MAX_COLUMNS + 1)]
+        found += [Column(name, field.type, field.optional) for name in names]
+        if len(found) > MAX_COLUMNS:
+            break
+    return found
 
 
 def clashes(kept: Collection[Column], new: Sequence[Column]) -> list[Violation]:
@@ -159,7 +174,7 @@ def clashes(kept: Collection[Column], new: Sequence[Column]) -> list[Violation]:
     for column in new:
         if column.name.casefold() in seen:
             of_dataset = any(column.name.casefold() == other.name.casefold() for other in kept)
-            advice = "leave it out by naming the others in columns" if of_dataset else "leave probabilities out"
+            advice = "leave it out by naming the others in columns" if of_dataset else "leave probabilities out, or name outputs otherwise"
             errors.append(Violation("columns", f"there is a column '{column.name}' already; {advice}"))
         elif len(column.name) > MAX_NAME or any(ord(letter) < 32 or ord(letter) == 127 for letter in column.name):
             errors.append(Violation("probabilities", f"no column can be called {column.name[:60]!r}; leave probabilities out"))

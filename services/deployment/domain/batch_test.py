@@ -81,6 +81,28 @@ def test_names_that_clash_are_seen(labels: tuple[str, ...], probabilities: bool,
     assert all(word in message for word, message in zip(words, found, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((), ["y"]),
+        ((2,), ["y_0", "y_1"]),
+        ((2, 2), ["y_0_0", "y_0_1", "y_1_0", "y_1_1"]),
+    ],
+)
+def test_what_has_a_shape_is_a_column_a_cell(shape: tuple[int, ...], names: list[str]) -> None:
+    assert added([Field("y", "integer", optional=True, shape=shape)], False) == [Column(name, "integer", True) for name in names]
+
+
+def test_shapes_that_no_table_holds_take_bounded_work() -> None:
+    outputs = [Field(f"y{number}", "double", shape=(1 << 20,) * 8) for number in range(1000)]
+    assert "2000 are allowed" in clashes([], added(outputs, True))[0].message
+
+
+def test_what_takes_many_values_reads_no_column() -> None:
+    (wrong,) = wrong_inputs([Field("x", "double", shape=(2, 3))], [Column("x", "double")], "d@1")
+    assert wrong.field == "model" and "'x' takes 6 values a row" in wrong.message
+
+
 @dataclass
 class Job:
     state: str

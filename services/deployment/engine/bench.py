@@ -72,7 +72,7 @@ def ours(folder: Path, package: Path, rows: int) -> float:
     """Seconds of the process, from its start to its end."""
     parts = [{"number": n, "split": "all", "start": at, "stop": min(at + PART, rows)} for n, at in enumerate(range(0, rows, PART))]
     spec = {"package": str(package), "splits": [{"name": "all", "path": "all.parquet"}], "parts": parts}
-    (folder / "spec.json").write_text(json.dumps({**spec, "columns": ["id"], "probabilities": True, "threads": 1}))
+    (folder / "spec.json").write_text(json.dumps({**spec, "columns": ["id"], "probabilities": True, "threads": 1, "memory_bytes": 0}))
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "services.deployment.engine", str(folder)], check=True)
     return time.perf_counter() - start

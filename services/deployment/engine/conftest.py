@@ -23,19 +23,20 @@ def table(rows: int) -> pa.Table:
     return pa.table({"id": np.arange(rows), "a": draw.normal(size=rows), "b": pa.array(texts, pa.string())})
 
 
-def lay_out(folder: Path, runtime: Runtime, splits: dict[str, pa.Table], *, part_rows: int = 1000, **changed: Any) -> Path:
-    """Spec and data of a run of all parts; a row group has 300 rows."""
+def lay_out(folder: Path, model: Runtime | Path, splits: dict[str, pa.Table], *, part_rows: int = 1000, **changed: Any) -> Path:
+    """Spec and data of a run of all parts; a row group has 300 rows. `model`: what it loads, or its package's folder."""
     (folder / "data").mkdir(parents=True)
     for number, rows in enumerate(splits.values()):
         pq.write_table(rows, folder / "data" / f"{number}.parquet", row_group_size=300)
     parts = parts_of([(name, rows.num_rows) for name, rows in splits.items()], part_rows)
     spec = {
-        "package": str(runtime.package.folder),
+        "package": str(model if isinstance(model, Path) else model.package.folder),
         "splits": [{"name": name, "path": f"data/{number}.parquet"} for number, name in enumerate(splits)],
         "parts": [{"number": part.number, "split": part.split, "start": part.start, "stop": part.stop} for part in parts],
         "columns": ["id"],
         "probabilities": True,
         "threads": 1,
+        "memory_bytes": 0,
         **changed,
     }
     (folder / "spec.json").write_text(json.dumps(spec))

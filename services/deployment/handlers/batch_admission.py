@@ -65,7 +65,7 @@ async def admit(peers: Peers, workspace: str, request: CreateBatchPredictionRequ
         columns=[column.to_json() for column in (*kept, *new)],
         probabilities=probabilities,
         output=request.output,
-        part_rows=rules.part_rows(version.rows, part_rows),
+        part_rows=rules.part_rows(version.rows, min(part_rows, rules.BROUGHT_PART_ROWS) if _is_brought(model) else part_rows),
         rows=version.rows,
         cpu_millis=complete.cpu_millis,
         memory_bytes=complete.memory_bytes,
@@ -92,16 +92,19 @@ async def _model(peers: Peers, reference: str) -> ModelVersion:
     if not version.files:
         raise Conflict(f"model version {version.model}@{version.number} has no files: it cannot predict")
     if why := _unsupported(version):
-        message = f"{version.model}@{version.number} {why}; batch predictions are for models that the platform trained on columns"
-        raise Invalid.of([Violation("model", f"{message}: ask an endpoint of it")], code="invalid_spec")
+        raise Invalid.of([Violation("model", f"{version.model}@{version.number} {why}, or ask an endpoint of it")], code="invalid_spec")
     return version
+
+
+def _is_brought(version: ModelVersion) -> bool:
+    return version.source == MODEL_SOURCE_UPLOADED
 
 
 def _unsupported(version: ModelVersion) -> str:
     """Why no batch of rows goes through it; empty where one does."""
-    if version.source == MODEL_SOURCE_UPLOADED:
-        return "was brought by a member"
-    return "writes texts" if version.task == TASK_TEXT_GENERATION else ""
+    if _is_brought(version) and not (version.signature.inputs and version.signature.outputs):
+        return "does not say which columns it takes and gives: push it with inputs and outputs in its signature.json"
+    return "writes texts: take a model that predicts columns" if version.task == TASK_TEXT_GENERATION else ""
 
 
 async def _version(peers: Peers, reference: str) -> dataset_pb2.DatasetVersion:

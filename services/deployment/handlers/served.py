@@ -20,7 +20,7 @@ class Served:
     def complete(self, needs: Needs) -> Needs:
         """What a replica of it gets where `needs` is asked for."""
         paths = {file["path"]: file["size_bytes"] for file in self.files}
-        return complete(needs, onnx=ONNX in paths, weights_bytes=paths.get(WEIGHTS, 0))
+        return complete(needs, onnx=ONNX in paths, weights_bytes=paths.get(WEIGHTS) or paths.get(ONNX, 0))
 
     def is_of(self, revision: Revision) -> bool:
         """Whether the revision serves it."""

@@ -22,8 +22,6 @@ from services.deployment.replica.server import Server
 
 TOKEN = "LEPTON_REPLICA_TOKEN"
 DRAIN_SECONDS = 10
-# Of addresses, not of memory: libraries map more than they use. What is used is bounded by who started this process.
-LEAST_CODE_BYTES = 2 << 30
 
 
 def main() -> int:
@@ -33,7 +31,7 @@ def main() -> int:
         print(f"error: {TOKEN} is not set", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        runtime = load_any(arguments.package, arguments.threads, max(arguments.memory_bytes, LEAST_CODE_BYTES))
+        runtime = load_any(arguments.package, arguments.threads, arguments.memory_bytes)
         listening = _listen(arguments.host, arguments.port)
     except AppError as error:
         print(f"error: {error.detail}", file=sys.stderr)  # noqa: T201

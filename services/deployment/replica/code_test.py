@@ -12,7 +12,7 @@ from libs.errors import AppError
 from libs.modelkit import guest
 from libs.modelkit.code_runtime import CodeRuntime
 from libs.modelkit.sandbox import Sandbox
-from libs.modelkit.signature import Field, Signature
+from libs.modelkit.signature import Field, Signature, describe
 from services.deployment.replica.batching import Batcher, Outcome
 from services.deployment.replica.oip import Protocol
 
@@ -61,6 +61,29 @@ def test_tensors_become_records_and_answers_tensors() -> None:
     assert (outputs["names"]["shape"], outputs["names"]["data"]) == ([2, 2], ["p", "b", "q", "b"])
     asked, _ = protocol.read(body([[1, 2]], ["p"], outputs=[{"name": "n"}]), None)
     assert [tensor.name for tensor in protocol.outputs(asked, runtime.answer(raw))] == ["n"]
+
+
+class Classes(Played):
+    """As the class that answers by an ONNX file whose classes have names."""
+
+    def predict(self, records: list[Any]) -> list[Any]:
+        return [{"prediction": "b", "probabilities": [0.25, record["y"]]} for record in records]
+
+
+def test_a_classifier_s_labels_are_there_over_records_and_tensors() -> None:
+    inputs = (Field("x", "double"), Field("y", "double"))
+    outputs = describe((), ["a", "b"]).outputs
+    runtime = CodeRuntime(Signature(inputs, outputs), Classes(), ["a", "b"])
+    answers = runtime.answer(runtime.read([{"x": 1, "y": 0.75}]))
+    assert runtime.word(answers) == [{"prediction": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
+    protocol = Protocol(runtime, "m", "1")
+    assert [output["parameters"]["labels"] for output in protocol.metadata()["outputs"]] == [["a", "b"]] * 2
+    rows = {"name": "rows", "datatype": "FP64", "shape": [2, 2], "data": [[1, 0.75], [1, 0.5]]}
+    asked, raw = protocol.read(orjson.dumps({"inputs": [rows]}), None)
+    content, _ = protocol.write(asked, runtime.answer(raw))
+    given = {each["name"]: each for each in orjson.loads(content)["outputs"]}
+    assert (given["prediction"]["data"], given["prediction"]["shape"]) == (["b", "b"], [2])
+    assert (given["probabilities"]["data"], given["probabilities"]["shape"]) == ([0.25, 0.75, 0.25, 0.5], [2, 2])
 
 
 def test_tensors_that_do_not_fit() -> None:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol V2 for one model: its metadata, and tensors to rows and back. Knows no HTTP but one header's number."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -47,8 +47,9 @@ class Protocol:
         self._by_records = isinstance(runtime, CodeRuntime)
         self._fields = {field.name: field for field in runtime.signature.inputs}
         self._names = tuple(self._fields)
-        self._numeric = not self._by_records and all(field.type in ("double", "integer") for field in self._fields.values())
-        self._takes_rows = self._numeric and ROWS not in self._fields
+        numeric = bool(self._fields) and all(field.type in ("double", "integer") and not field.shape for field in self._fields.values())
+        self._numeric = not self._by_records and numeric
+        self._takes_rows = numeric and ROWS not in self._fields
         self._outputs = [self._describe_output(field) for field in runtime.signature.outputs]
         self._all = dict.fromkeys(output["name"] for output in self._outputs)
         self._labels = np.array(runtime.labels, object)
@@ -134,7 +135,8 @@ class Protocol:
         if len(by_name) < len(tensors):
             raise bad("inputs", "an input is there twice")
         if self._takes_rows and ROWS in by_name and len(by_name) == 1:
-            return self._matrix(by_name[ROWS])
+            matrix = self._matrix(by_name[ROWS])
+            return self._recorded(self._names, matrix.numbers.tolist()) if self._by_records else matrix
         for name in by_name:
             if name not in self._fields:
                 close = near(name, self._fields)
@@ -152,9 +154,11 @@ class Protocol:
             and (fast := self._numbers(columns) or self._pixels(columns)) is not None
         ):
             return fast
-        names = list(columns)
         cells = zip(*(column.tolist() if self._by_records else _values(column) for column in columns.values()), strict=True)
-        return self.runtime.read([dict(zip(names, row, strict=True)) for row in cells])
+        return self._recorded(list(columns), cells)
+
+    def _recorded(self, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Raw:
+        return self.runtime.read([dict(zip(names, row, strict=True)) for row in rows])
 
     def outputs(self, asked: Asked, answers: NDArray[Any]) -> list[Tensor]:
         """Those that are asked for, in the order asked for."""

@@ -84,8 +84,9 @@ def _describe_upload(schemas: Schemas) -> dict[str, Any]:
         description="Makes a version of a ZIP of at most 1 GiB and 95 files: model.py with a class `Model` that has "
         "`load(self, folder)` and `predict(self, records)`, and what it reads; signature.json says what records and answers are, and "
         "requirements.txt pins packages: those that the platform lacks (`/v1/model-runtime`), and what they need, are wheels in the folder "
-        "`wheels`. Or model.onnx alone, which says itself what it takes. The model is made when there is none. "
-        "What is brought runs in the endpoint's sandbox alone.",
+        "`wheels`. Or model.onnx, which says itself what it takes, with names.json where its numbers have names: "
+        '{"features": […], "classes": […]}, either of the two; with classes it answers as a classifier that the platform trained. '
+        "The model is made when there is none. What is brought runs in the endpoint's sandbox alone.",
         parameters=[documents.parameter("path", "name", schemas.field(fields["name"]))],
         body={**documents.content(_BINARY, {"type": "string", "format": "binary"})},
         answers={"201": documents.answer("The version.", "application/json", version)},

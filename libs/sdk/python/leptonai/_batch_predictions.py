@@ -30,7 +30,7 @@ class BatchPredictions:
 
         model, dataset: "name@n", or "name" for the newest. output: dataset that gets the new version. columns: those of the dataset that
         stand beside `prediction`; default all but pictures. probabilities: whether a classifier's stand there too (default), as
-        "probability_<class>".
+        "probability_<class>". Of a model of your own each output of its signature is a column: "y", or "y_0", "y_1" where it has a shape.
         """
         return self._session.run(_create(model, dataset, output, columns, probabilities, resources))
 

@@ -73,11 +73,19 @@ def zip_of(folder: Path) -> Content:
     return _packed({file.relative_to(folder).as_posix(): file for file in files})
 
 
-def model_zip(source: Any, signature: Mapping[str, Any] | None, wheels: Sequence[Path] = ()) -> Content:
+def model_zip(
+    source: Any, signature: Mapping[str, Any] | None, called: Mapping[str, Sequence[str]], wheels: Sequence[Path] = ()
+) -> Content:
     """A folder with model.py, or an ONNX file, as a ZIP: the same files give the same bytes. What is hidden or cached is left out."""
     folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
-    if folder is not None and folder.is_file() and folder.suffix == ".onnx" and signature is None:
-        return _packed({"model.onnx": folder})
+    if folder is not None and folder.is_file() and folder.suffix == ".onnx":
+        if signature is not None:
+            raise InvalidInput("an ONNX file says itself what it takes and gives", "leave the signature out; features and classes name it")
+        if wheels:
+            raise InvalidInput(f"wheels are for code, and {folder} is an ONNX file", "leave them out")
+        return _packed({"model.onnx": folder} | ({"names.json": json.dumps(called).encode()} if called else {}))
+    if called:
+        raise InvalidInput(f"{' and '.join(called)} are of ONNX files, and {source} is none", "say it in the folder's signature.json")
     if folder is None or not any((folder / name).is_file() for name in ("model.py", "model.onnx")):
         raise InvalidInput(
             f"{source} is no folder with a model.py", "it holds a class Model with load(self, folder) and predict(self, records)"

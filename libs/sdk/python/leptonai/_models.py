@@ -44,6 +44,8 @@ class Models:
         *,
         signature: Mapping[str, Any] | None = None,
         wheels: str | os.PathLike[str] | None = None,
+        features: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> ModelVersion:
         """Makes a version of your own code, a folder whose model.py has a class Model; or of an ONNX file, which says itself what it takes.
 
@@ -51,8 +53,11 @@ class Models:
         class it gets one record at a time. signature: {"inputs": [{"name", "type", …}], "outputs": […]} has records and answers checked;
         without it they are any JSON. A requirements.txt pins packages: pip downloads the wheels of those that the platform lacks and
         of what they need; nothing is built. wheels: a folder whose wheels are taken instead. Raises InvalidInput and InvalidData in words.
+
+        Of an ONNX file: features name the numbers of its input, in their order, and records have them as fields; classes name the
+        probabilities that it gives, and it answers as a classifier that the platform trained.
         """
-        return self._session.flow(_push(name, folder, signature, wheels))
+        return self._session.flow(_push(name, folder, signature, wheels, features, classes))
 
     def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """Writes a version's files (weights as safetensors, preprocessing as JSON, …) into a folder, digests checked; returns where."""
@@ -104,9 +109,11 @@ class AsyncModels:
         *,
         signature: Mapping[str, Any] | None = None,
         wheels: str | os.PathLike[str] | None = None,
+        features: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> ModelVersion:
         """As Models.push."""
-        return await self._session.flow(_push(name, folder, signature, wheels))
+        return await self._session.flow(_push(name, folder, signature, wheels, features, classes))
 
     async def download(self, ref: Any, folder: str | os.PathLike[str]) -> Sequence[Path]:
         """As Models.download."""
@@ -139,11 +146,14 @@ def _push(
     folder: str | os.PathLike[str],
     signature: Mapping[str, Any] | None,
     wheels: str | os.PathLike[str] | None,
+    features: Sequence[str] | None,
+    classes: Sequence[str] | None,
 ) -> Flow[ModelVersion]:
     place, runtime = path("models", name_of(name), "content"), None
+    names = {what: list(given) for what, given in (("features", features), ("classes", classes)) if given is not None}
     if wheels is None and may_lack(folder):
         runtime = yield Call("GET", path("model-runtime"), as_given)
-    content: Content = yield Work(lambda: _packed(folder, signature, wheels, runtime))
+    content: Content = yield Work(lambda: _packed(folder, signature, names, wheels, runtime))
     # What was sent makes no second version where only the answer got lost.
     headers = {"idempotency-key": uuid.uuid4().hex, "content-type": "application/zip"}
     seconds = max(330.0, 60 + content.size / CHUNK)
@@ -154,13 +164,14 @@ def _push(
 def _packed(
     folder: str | os.PathLike[str],
     signature: Mapping[str, Any] | None,
+    called: Mapping[str, Sequence[str]],
     wheels: str | os.PathLike[str] | None,
     runtime: Mapping[str, Any] | None,
 ) -> Content:
     if runtime is None:
-        return model_zip(folder, signature, () if wheels is None else given_wheels(wheels))
+        return model_zip(folder, signature, called, () if wheels is None else given_wheels(wheels))
     with downloaded(folder, runtime) as found:
-        return model_zip(folder, signature, found)
+        return model_zip(folder, signature, called, found)
 
 
 def _version(ref: Any) -> Call[ModelVersion]:

@@ -1,10 +1,12 @@
 """The command line: exit codes, two lines of error, JSON and nothing else."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,18 @@ def two(err: str) -> tuple[str, str]:
     assert lines[0].startswith("error: ")
     assert lines[1].startswith("  fix: ")
     return lines[0], lines[1]
+
+
+def test_names_of_an_onnx_file_are_given_with_commas_or_as_a_file(lepton: Lepton, platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    (tmp_path / "classes.txt").write_text("yes, of course\nno\n")
+    classes = f"@{tmp_path}/classes.txt"
+    code, _, err = lepton("model", "push", "mine", str(tmp_path / "net.onnx"), "--features", "a, b", "--classes", classes)
+    assert code == 0, err
+    with zipfile.ZipFile(io.BytesIO(platform.asked("PUT", "/v1/models/mine/content")[0]["body"])) as archive:
+        assert json.loads(archive.read("names.json")) == {"features": ["a", "b"], "classes": ["yes, of course", "no"]}
+    code, _, err = lepton("model", "push", "mine", str(tmp_path / "net.onnx"), "--classes", "@nowhere")
+    assert code != 0 and "cannot read nowhere" in two(err)[0]
 
 
 def test_json_is_the_only_thing_on_stdout(lepton: Lepton, platform: FakePlatform, tmp_path: Path) -> None:

@@ -239,6 +239,19 @@ def test_a_model_of_one_s_own_is_packed_without_litter(client: la.Client, platfo
         client.models.push("mine", tmp_path / "part")
 
 
+def test_an_onnx_file_goes_with_the_names_of_its_numbers(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    client.models.push("mine", tmp_path / "net.onnx", features=("x", "y"), classes=["no", "yes"])
+    with zipfile.ZipFile(io.BytesIO(platform.asked("PUT", "/v1/models/mine/content")[0]["body"])) as archive:
+        assert archive.namelist() == ["model.onnx", "names.json"]
+        assert json.loads(archive.read("names.json")) == {"features": ["x", "y"], "classes": ["no", "yes"]}
+    (tmp_path / "model.py").write_text("class Model: ...")
+    with pytest.raises(la.InvalidInput, match="classes are of ONNX files"):
+        client.models.push("mine", tmp_path, classes=["no", "yes"])
+    with pytest.raises(la.InvalidInput, match="leave the signature out"):
+        client.models.push("mine", tmp_path / "net.onnx", signature={"inputs": []})
+
+
 def test_what_cannot_be_uploaded_is_said_before_anything_is_sent(client: la.Client, platform: FakePlatform, tmp_path: Path) -> None:
     (tmp_path / "loose.png").write_bytes(b"")
     for source in (tmp_path / "none.csv", tmp_path, 7, "a\0b"):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from leptonai._cli._run import SHOWN, Json, Limit, client, done, read_json, show, show_list
+from leptonai._cli._run import SHOWN, Json, Limit, client, done, read_json, read_text, show, show_list
 
 app = typer.Typer()
 
@@ -50,15 +50,35 @@ def push(
     wheels: Annotated[
         str, typer.Option(metavar="FOLDER", help="Wheels for requirements.txt; default: pip downloads what the platform lacks.")
     ] = "",
+    features: Annotated[
+        str, typer.Option(metavar="A,B,…", help="Of an ONNX file: names of the numbers that it takes, or @FILE with one a line.")
+    ] = "",
+    classes: Annotated[
+        str, typer.Option(metavar="A,B,…", help="Of an ONNX file: names of the classes whose probabilities it gives, or @FILE.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Make a version of your own code: a folder whose model.py has a class Model with load(self, folder) and predict(self, records).
 
     Example: lepton model push mine mine/
+    Example: lepton model push iris iris.onnx --classes setosa,versicolor,virginica
     """
-    said = read_json(signature, "the signature") if signature else None
-    version = client().models.push(name, folder, signature=said, wheels=wheels or None)
+    version = client().models.push(
+        name,
+        folder,
+        signature=read_json(signature, "the signature") if signature else None,
+        wheels=wheels or None,
+        features=_names(features, "the features"),
+        classes=_names(classes, "the classes"),
+    )
     show(version, json, f"{version.ref} is registered: lepton endpoint create {version.model} --model {version.ref}")
+
+
+def _names(given: str, what: str) -> list[str] | None:
+    if not given:
+        return None
+    names = read_text(given[1:], what).strip().splitlines() if given.startswith("@") else given.split(",")
+    return [name.strip() for name in names]
 
 
 @app.command()
