@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,14 +62,17 @@ def _components(wiring: Wiring, part: str) -> list[Component]:
 
 
 class Apart(Platform):
-    """Its parts can be taken away (kill -9), and brought back."""
+    """Its parts can be taken away, and brought back."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, free_port())
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def up(self) -> "Apart":
         home = Home(self.home)
         home.prepare()
         home.release()  # no lock: its processes are this test's
         self._sockets = home.sockets()
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
         for part in PARTS:
             self.bring(part)
             if part == "others":
@@ -85,6 +89,7 @@ class Apart(Platform):
             return False
 
     def bring(self, part: str) -> None:
+        """Starts it, at the address that it had."""
         ports = {"APART_PORT": str(self.port), "APART_GRPC_PORT": str(self.grpc_port), "APART_SOCKETS": str(self._sockets)}
         words = [MODULES[part], str(self.home)] if part in MODULES else ["tests.apart", str(self.home), part]
         with (self.home / "logs" / "platform.log").open("ab") as log:
@@ -93,6 +98,7 @@ class Apart(Platform):
             )
 
     def take(self, part: str) -> None:
+        """kill -9."""
         self._running[part].kill()
         self._running[part].wait()
 
@@ -101,15 +107,16 @@ class Apart(Platform):
         return [*found, *(child for each in found for child in each.children(recursive=True))]
 
     def end(self) -> None:
-        for part in reversed(PARTS):
-            if part in self._running:
-                self.take(part)
+        """All of it, and what it left in the system's folder for temporary files."""
+        for part in reversed(self._running):
+            self.take(part)
+        shutil.rmtree(Home(self.home).sockets())  # a new one; those of a platform that was killed are removed with it
 
 
 @contextmanager
 def running_apart(home: Path) -> Iterator[Apart]:
     """For the block; whatever happens nothing of it stays."""
-    platform = Apart(home, free_port())
+    platform = Apart(home)
     try:
         yield platform.up()
     finally:
