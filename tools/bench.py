@@ -6,6 +6,7 @@ Each figure is the median of several tries; ratios are taken within one run, sin
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import numpy as np
 import pandas as pd
 
@@ -32,6 +34,7 @@ Measured by `make bench BENCH_ARGS=--write` on 2 cores. Medians; noise is ±20 %
 | what | figure | bound |
 | --- | --- | --- |
 """
+RECORD = {"instances": [{"x": 1.0}]}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def platform_sections() -> Iterator[Figure]:
             time.sleep(5)
             status = json.loads(lepton("status", "--json", env=platform.env).stdout)
             yield Figure("memory of all processes at rest (PSS)", f"{status['memory_megabytes']:.0f} MB", "400 MB")
-            for part in (_rest, _fit, _first_step, _cancel, _predict, _upload):
+            for part in (_rest, _fit, _first_step, _cancel, _predict, _first_answer, _wake, _upload):
                 yield from part(platform)
         finally:
             platform.down()
@@ -160,16 +163,47 @@ def _predict(platform: Platform) -> Iterator[Figure]:
     yield Figure("predict, one record, 32 clients", f"{len(many) / sum(many) * 32:.0f} requests/s")
 
 
+def _first_answer(platform: Platform) -> Iterator[Figure]:
+    times = []
+    with platform.http() as http:
+        for _ in range(10):
+            times.append(_seconds(lambda: _create_and_ask(http)))
+            http.delete("/v1/endpoints/first").raise_for_status()
+            assert eventually(lambda: http.get("/v1/endpoints/first").status_code == 404, timeout=30)
+    yield Figure("endpoint is created to its first answer, p50 / p95", _seconds_of(times), "2 s")
+
+
+def _create_and_ask(http: httpx.Client) -> None:
+    http.post("/v1/endpoints", json={"name": "first", "model": "steps@1"}).raise_for_status()
+    http.post("/v1/endpoints/first/predict", json=RECORD).raise_for_status()
+
+
+def _wake(platform: Platform) -> Iterator[Figure]:
+    """Of several endpoints, since each falls asleep half a minute after it was ready."""
+    times, names = [], [f"sleeper-{number}" for number in range(4)]
+    with platform.http() as http:
+        scaling = {"min_replicas": 0, "max_replicas": 1, "idle_seconds": 1}
+        for name in names:
+            http.post("/v1/endpoints", json={"name": name, "model": "steps@1", "scaling": scaling}).raise_for_status()
+        for _ in range(5):
+            for name in names:
+                assert eventually(lambda: http.get(f"/v1/endpoints/{name}").json()["state"] == "sleeping", timeout=90)  # noqa: B023
+            for name in names:
+                times.append(_seconds(lambda: http.post(f"/v1/endpoints/{name}/predict", json=RECORD).raise_for_status()))  # noqa: B023
+        for name in names:
+            http.delete(f"/v1/endpoints/{name}").raise_for_status()
+    yield Figure("endpoint wakes from zero replicas to its first answer, p50 / p95", _seconds_of(times), "2 s")
+
+
 async def _load(platform: Platform, clients: int, requests: int) -> list[float]:
     times: list[float] = []
-    body = json.dumps({"instances": [{"x": 1.0}]})
     headers = {"Authorization": f"Bearer {platform.key}", "content-type": "application/json"}
     async with aiohttp.ClientSession(headers=headers) as session:
 
         async def work() -> None:
             for _ in range(requests // clients):
                 started = time.perf_counter()
-                async with session.post(f"{platform.url}/v1/endpoints/bench/predict", data=body) as answer:
+                async with session.post(f"{platform.url}/v1/endpoints/bench/predict", json=RECORD) as answer:
                     assert answer.status == 200, await answer.text()
                     await answer.read()
                 times.append(time.perf_counter() - started)
@@ -198,6 +232,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _times(count: int, work: Callable[[], object]) -> list[float]:
     return [_seconds(work) for _ in range(count)]
+
+
+def _seconds_of(times: list[float]) -> str:
+    ordered = sorted(times)
+    return f"{ordered[len(ordered) // 2]:.2f} / {ordered[math.ceil(len(ordered) * 0.95) - 1]:.2f} s"
 
 
 def _spread(times: list[float]) -> str:

@@ -49,16 +49,16 @@ class InService:
     """A lifecycle component whose work, tasks included, is done by `name`."""
 
     def __init__(self, name: str, component: Component) -> None:
-        self._name, self._component = name, component
+        self.name, self._component = name, component
 
     async def start(self) -> None:
         """Starts the component."""
-        with as_service(self._name):
+        with as_service(self.name):
             await self._component.start()
 
     async def stop(self) -> None:
         """Stops the component."""
-        with as_service(self._name):
+        with as_service(self.name):
             await self._component.stop()
 
 

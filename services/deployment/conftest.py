@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -22,6 +23,10 @@ from libs.errors import AppError, Conflict, NotFound, QuotaExceeded
 from libs.events import Event
 from libs.launcher import InMemoryLauncher, InMemoryProcess, Launcher, SubprocessLauncher
 from libs.lifecycle import Lifecycle
+from libs.modelkit import package as packages
+from libs.modelkit.package import Package
+from libs.modelkit.preprocessing import fit_table
+from libs.modelkit.target import fit_target
 from libs.rpc import Client, Server, Signer, Verifier, acting_for, generate_key
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
@@ -290,6 +295,22 @@ async def run_node(database_url: str, work_dir: str, package: str, name: str) ->
         await ship(world, Path(package))
         node = Node(database, world.peers.compute, SubprocessLauncher(), world.store, world.changes, settings)
         await Lifecycle([node]).run()
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # The processes of run_owner and run_node import this file, and need no torch.
+    import torch
+
+    from libs.modelkit.export import export
+
+    fitted = fit_table({"a": np.array([1.0, 2.0, 4.0])}, {"a": "double"})
+    target = fit_target("y", "double", np.array([10.0, 20.0, 40.0]), classify=False)
+    module = torch.nn.Linear(1, 1).double()
+    made = Package("regression", "linear", {}, "float64", fitted, target, {}, tmp_path_factory.mktemp("package"))
+    packages.write(made, {name: tensor.numpy() for name, tensor in module.state_dict().items()})
+    assert export(module, np.ones((2, 1)), made.folder) == ""
+    return made.folder
 
 
 @pytest.fixture

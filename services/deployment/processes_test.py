@@ -10,19 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-import torch
 
 from lepton.deployment.v1 import deployment_service_pb2 as pb
 from libs.errors import Transient
 from libs.launcher import InMemoryLauncher
-from libs.modelkit import package as packages
-from libs.modelkit.export import export
-from libs.modelkit.package import Package
-from libs.modelkit.preprocessing import fit_table
-from libs.modelkit.target import fit_target
 from libs.rpc import Client, acting_for
 from libs.storage import InMemoryArtifactStore
 from libs.testing import migrated_database
@@ -35,17 +28,6 @@ from services.deployment.tables import Endpoint, Replica
 Eventually = Callable[..., Any]
 OWNER = "import asyncio, sys; from services.deployment.conftest import run_owner; asyncio.run(run_owner(*sys.argv[1:]))"
 NODE = "import asyncio, sys; from services.deployment.conftest import run_node; asyncio.run(run_node(*sys.argv[1:]))"
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fitted = fit_table({"a": np.array([1.0, 2.0, 4.0])}, {"a": "double"})
-    target = fit_target("y", "double", np.array([10.0, 20.0, 40.0]), classify=False)
-    module = torch.nn.Linear(1, 1).double()
-    made = Package("regression", "linear", {}, "float64", fitted, target, {}, tmp_path_factory.mktemp("package"))
-    packages.write(made, {name: tensor.numpy() for name, tensor in module.state_dict().items()})
-    assert export(module, np.ones((2, 1)), made.folder) == ""
-    return made.folder
 
 
 @pytest.fixture

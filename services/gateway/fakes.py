@@ -302,7 +302,7 @@ class Replica:
         self.pieces, self.breaks_after = 3, 1_000_000
         self.streamed = 0
         self.url = ""
-        # Of calls over gRPC: what it says instead of an answer, and who went away.
+        # What it says instead of an answer, and who went away.
         self.refusal: AppError | None = None
         self.left = 0
         self._runner: web.AppRunner | None = None
@@ -325,13 +325,14 @@ class Replica:
             await self._runner.cleanup()
             self._runner = None
 
+    def _refuse(self, refusal: AppError) -> web.Response:
+        problem = {"code": refusal.code, "detail": refusal.detail}
+        headers = {"connection": "close"} if refusal.code == "unavailable" else {}
+        if "retry_after" in refusal.meta:
+            headers["retry-after"] = str(refusal.meta["retry_after"])
+        return web.Response(status=refusal.entry.http, body=orjson.dumps(problem), content_type="application/problem+json", headers=headers)
+
     def _call(self, method: str, body: bytes) -> web.Response:
-        if refusal := self.refusal:
-            problem = {"code": refusal.code, "detail": refusal.detail}
-            headers = {"connection": "close"} if refusal.code == "unavailable" else {}
-            return web.Response(
-                status=refusal.entry.http, body=orjson.dumps(problem), content_type="application/problem+json", headers=headers
-            )
         request = REQUESTS[method].FromString(body)
         if method == "ModelReady":
             return web.Response(body=RESPONSES[method](ready=True).SerializeToString())
@@ -355,6 +356,8 @@ class Replica:
             except asyncio.CancelledError:
                 self.left += 1
                 raise
+        if self.refusal:
+            return self._refuse(self.refusal)
         if request.path.startswith(f"/{SERVICE}/"):
             return self._call(request.path.rpartition("/")[2], body)
         if request.method == "GET":

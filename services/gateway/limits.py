@@ -10,7 +10,7 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 
 from libs.errors import Transient
-from services.gateway.problems import OPENAI_PATHS
+from services.gateway.problems import OPENAI_PATHS, RETRY_AFTER
 from services.gateway.settings import Limits
 
 _INFERENCE = ("/predict", "/invoke", "/infer", "/ModelInfer", "/generate", "/generate_stream", *OPENAI_PATHS)
@@ -47,7 +47,7 @@ class RateLimits:
         }
         if count <= item.amount:
             return headers, None
-        return {**headers, "retry-after": str(seconds)}, _refusal(item, name, seconds)
+        return headers, _refusal(item, name, seconds)
 
 
 def _refusal(item: RateLimitItem, name: str, seconds: int) -> Transient:
@@ -55,5 +55,5 @@ def _refusal(item: RateLimitItem, name: str, seconds: int) -> Transient:
     return Transient(
         f"more than {item.amount} requests in {every} s; the next one is answered in {seconds} s",
         code="rate_limited",
-        meta={"limit": item.amount, "window_seconds": every, "retry_after_seconds": seconds, "policy": name},
+        meta={"limit": item.amount, "window_seconds": every, RETRY_AFTER: seconds, "policy": name},
     )

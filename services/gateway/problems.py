@@ -24,6 +24,8 @@ OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _SHARED = "/v1/models"
 # What the paths of calls over gRPC begin with, and the header that names the status of one that is refused.
 RPC, RPC_STATUS = f"/{SERVICE}/", "grpc-status"
+# In an error's meta; the header says it too.
+RETRY_AFTER = "retry_after_seconds"
 # Members of a problem that no meta key may replace.
 _OWN = {"type", "title", "status", "detail", "instance", "code", "errors", "trace_id", "retryable"}
 
@@ -37,9 +39,9 @@ class Problems:
     def response(self, scope: Scope, error: AppError, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
         """In the form of the path's family. `status` replaces the catalogue's where HTTP has a better one."""
         status = status or error.entry.http
-        path = scope.get("path", "")
+        path, headers = scope.get("path", ""), {**_advice(error, status), **(headers or {})}
         if path.startswith(RPC):
-            return Response(error.detail.encode("utf-8", "replace"), status, {**(headers or {}), RPC_STATUS: error.entry.grpc})
+            return Response(error.detail.encode("utf-8", "replace"), status, {**headers, RPC_STATUS: error.entry.grpc})
         if path == "/v2" or path.startswith("/v2/"):
             # The protocol's clients expect 400 for whatever is wrong with a request.
             status = 400 if status == 422 else status
@@ -50,7 +52,7 @@ class Problems:
         else:
             shared = openai_document(error) if path == _SHARED or path.startswith(_SHARED + "/") else {}
             content, media_type = encode(self.document(error, path, status) | shared), PROBLEM_JSON
-        return Response(content, status, {**_advice(status), **(headers or {})}, media_type)
+        return Response(content, status, headers, media_type)
 
     def document(self, error: AppError, instance: str, status: int | None = None) -> dict[str, Any]:
         """The problem as RFC 9457 has it; meta keys are extensions."""
@@ -114,7 +116,8 @@ def _clean(value: Any) -> Any:
     return [_clean(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _advice(status: int) -> dict[str, str]:
+def _advice(error: AppError, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": 'Bearer realm="lepton"'}
-    return {"retry-after": "1"} if status == 503 else {}
+    seconds = error.meta.get(RETRY_AFTER, 1 if status == 503 else 0)
+    return {"retry-after": str(seconds)} if seconds else {}

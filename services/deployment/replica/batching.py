@@ -21,12 +21,16 @@ from libs.modelkit.raw import Raw, concatenate
 from libs.modelkit.runtime import Runtime
 
 MAX_WAITING_ROWS = 20_000
+# What would wait longer is refused at once: whoever asks is better off with another replica, or later. One batch may always wait.
+MAX_WAITING_SECONDS = 2.0
 MAX_WAITING_BYTES = 256 << 20
 # What takes longer goes to a thread, so that health checks and refusals are still answered.
 _INLINE_SECONDS = 0.002
 # Warm-up tries batches of 1, 2, 4 … rows until one takes so long: a batch is never larger than the last of them.
 _LONGEST_SECONDS = 0.010
 _LARGEST_BATCH = 1024
+# What an earlier call says of the model's speed counts so much less with each call.
+_MEMORY = 0.8
 # How often rows whose time is over are looked for while the model is busy in its thread.
 _SWEEP_SECONDS = 0.01
 
@@ -108,6 +112,8 @@ class Batcher:
         self._runtime = runtime
         self._pace = pace or (CODE_PACE if isinstance(runtime, CodeRuntime) else warm_up(runtime))
         self._max_rows = max_rows
+        # Rows of the last calls and the seconds these took, large calls counting most: how fast the model is when much waits.
+        self._called, self._spent = float(self._pace.batch_rows), self._pace.batch_rows * self._pace.row_seconds
         self._waiting: dict[Waiting, None] = {}
         self._rows = 0
         self._bytes = 0
@@ -117,8 +123,10 @@ class Batcher:
 
     def require_room(self, rows: int = 1) -> None:
         """Raises `rate_limited` where so many rows more would wait too long. What is alone is always let in."""
-        if self._waiting and (self._rows + rows > self._max_rows or self._bytes > MAX_WAITING_BYTES):
-            seconds = max(1, math.ceil(self._rows * self._pace.row_seconds))
+        row_seconds = self._spent / self._called
+        most = min(self._max_rows, max(self._pace.batch_rows, MAX_WAITING_SECONDS / row_seconds))
+        if self._waiting and (self._rows + rows > most or self._bytes > MAX_WAITING_BYTES):
+            seconds = max(1, math.ceil(self._rows * row_seconds))
             raise Transient(
                 f"{self._rows} rows of {self._bytes >> 20} MiB wait already, as many as may; try again in {seconds} s",
                 code="rate_limited",
@@ -231,6 +239,8 @@ class Batcher:
             return error
 
     def _settle(self, batch: list[Waiting], outcomes: list[Outcome], seconds: float) -> None:
+        self._called = _MEMORY * self._called + sum(waiting.rows for waiting in batch)
+        self._spent = _MEMORY * self._spent + seconds
         failed: list[Waiting] = []
         answered: list[Waiting] = []
         for waiting, outcome in zip(batch, outcomes, strict=True):

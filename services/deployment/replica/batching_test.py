@@ -53,7 +53,7 @@ async def test_answers_are_those_of_each_ones_rows(numbers, pace):
     assert (list(told), queue.sizes) == ([1.0, 2.0, 4.0], [4])
 
 
-@pytest.mark.parametrize(("pace", "sizes"), [(Pace(4, 16, 1), [4, 2, 16, 16, 8]), (Pace(0, 16, 1), [6, 16, 16, 8])])
+@pytest.mark.parametrize(("pace", "sizes"), [(Pace(4, 16, 0.01), [4, 2, 16, 16, 8]), (Pace(0, 16, 0.01), [6, 16, 16, 8])])
 async def test_no_call_is_larger_than_what_was_warmed_up(numbers, pace, sizes):
     queue = Queue(numbers, pace)
     for name in range(6):
@@ -77,6 +77,40 @@ async def test_rows_and_bytes_that_wait_are_bounded_but_one_request_always_gets_
     queue.ask("small")
     await queue.until_told(2)
     assert (list(queue.told), queue.batcher._rows, queue.batcher._bytes) == (["text", "small"], 0, 0)
+
+
+async def test_what_waits_is_bounded_by_the_time_that_the_model_takes_for_it(slow):
+    told: list[object] = []
+    model = slow(0.1)
+    batcher = Batcher(model, Pace(0, 8, 0.001))
+
+    def fill() -> int:
+        for count in range(10_000):
+            try:
+                batcher.submit(model.blank(1), told.append)
+            except AppError as error:
+                assert error.code == "rate_limited" and error.meta["retry_after"] >= 2
+                return count
+        raise AssertionError("everything was let in")
+
+    assert fill() > 1000  # as its warm-up said
+    async with asyncio.timeout(20):
+        while len(told) < 64:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    for waiting in list(batcher._waiting):
+        batcher.withdraw(waiting)
+    assert 64 < fill() < 320  # 8 rows take 0.1 s
+    for waiting in list(batcher._waiting):
+        batcher.withdraw(waiting)
+
+
+async def test_one_batch_may_wait_however_slow_the_model_is(numbers):
+    queue = Queue(numbers, Pace(0, 4, 100.0))
+    for name in range(4):
+        queue.ask(name)
+    with pytest.raises(AppError):
+        queue.ask("one more")
+    await queue.until_told(4)
 
 
 async def test_what_is_withdrawn_or_late_costs_nothing(numbers):

@@ -32,7 +32,7 @@ from services.gateway.inference.rpc import SECONDS
 from services.gateway.messages import query_values, read_body
 from services.gateway.operations import TEMPLATE
 from services.gateway.peers import Peers
-from services.gateway.problems import PROBLEM_JSON, RPC, encode, from_document
+from services.gateway.problems import PROBLEM_JSON, RETRY_AFTER, RPC, encode, from_document
 from services.gateway.remembered import Remembered
 from services.gateway.settings import Limits
 
@@ -317,7 +317,10 @@ def _require_answer(reply: Reply) -> None:
         document = orjson.loads(reply.body)
     except orjson.JSONDecodeError:
         document = None
-    raise from_document(document, f"the replica answered {reply.status}")
+    error = from_document(document, f"the replica answered {reply.status}")
+    if seconds := _number(reply, b"retry-after"):
+        error.meta[RETRY_AFTER] = seconds
+    raise error
 
 
 def _name_in(message: bytes) -> str:

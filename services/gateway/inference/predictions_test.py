@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from libs.errors import Transient
 from services.gateway.conftest import World
 from services.gateway.fakes import Replica
 from services.gateway.settings import Limits
@@ -75,6 +76,14 @@ async def test_what_was_not_used_is_given_back_at_the_end(world: World) -> None:
     assert world.behind.accounts.reserved
     await world.gateway.stop()
     assert not world.behind.accounts.reserved
+
+
+async def test_a_replica_that_has_too_much_to_do_says_when_to_come_back(world: World) -> None:
+    replica = await world.add_replica()
+    replica.refusal = Transient("400 rows wait already", code="rate_limited", meta={"retry_after": 7})
+    response = await world.client.post(PATH, json=ROWS)
+    problem = check_problem(response, 429, "rate_limited")
+    assert (response.headers["retry-after"], problem["retry_after_seconds"], problem["detail"]) == ("7", 7, "400 rows wait already")
 
 
 async def test_a_dead_replica_is_passed_over(world: World) -> None:

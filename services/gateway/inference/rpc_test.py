@@ -178,6 +178,14 @@ async def test_a_replica_s_refusal_comes_in_its_words(world: World, client: Infe
     assert world.behind.deployment.batches == {}
 
 
+async def test_a_replica_that_has_too_much_to_do_says_when_to_come_back(world: World, call: Caller) -> None:
+    replica = await world.add_replica()
+    replica.refusal = Transient("400 rows wait already", code="rate_limited", meta={"retry_after": 7})
+    asked = call(typed())
+    assert await refused(asked) == ("RESOURCE_EXHAUSTED", "400 rows wait already")
+    assert dict(await asked.trailing_metadata())["retry-after"] == "7"
+
+
 async def test_no_answer_without_quota(world: World, call: Caller) -> None:
     await world.add_replica()
     world.behind.accounts.left = 3
