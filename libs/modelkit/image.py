@@ -10,8 +10,8 @@ from packaging.tags import platform_tags
 from packaging.utils import canonicalize_name
 
 PYTHON = platform.python_version()
-# Of the wheels that fit this machine, the best first.
-PLATFORMS = tuple(platform_tags())
+# Of the wheels that fit this machine, the best first; but linux_x86_64, which says nothing of the C library and no index takes, is last.
+PLATFORMS = tuple(sorted(platform_tags(), key=lambda tag: tag.startswith("linux_")))
 
 
 def installed(name: str) -> str | None:
