@@ -3,6 +3,7 @@
 Knows neither what the program does nor on what it runs.
 """
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,11 @@ class Exit:
     def ok(self) -> bool:
         """Whether it ended by itself and was content."""
         return self.code == 0
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else ended it by force, and not for memory."""
+        return self.signal == signal.SIGKILL and not self.oom
 
     def __str__(self) -> str:
         if self.oom:

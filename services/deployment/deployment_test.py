@@ -20,6 +20,7 @@ from libs.testing import schema_differences
 from services.deployment import consumers, repository
 from services.deployment.conftest import Embedded, World, serving
 from services.deployment.domain.states import ReplicaState
+from services.deployment.runner import KILLED
 from services.deployment.tables import PendingReservation, Table
 
 READY, STARTING = endpoint_pb2.ENDPOINT_STATE_READY, endpoint_pb2.ENDPOINT_STATE_STARTING
@@ -202,12 +203,24 @@ async def test_a_replica_that_dies_is_replaced(deployment: Client, world: World,
     second = (await resolve(deployment)).replicas[0]
     assert second.id != first.id
     ended = await replicas(deployment, endpoint_pb2.REPLICA_STATE_ENDED)
-    assert [(r.id, r.reason) for r in ended] == [(first.id, "the replica ended: signal 9")]
+    assert [(r.id, r.reason) for r in ended] == [(first.id, KILLED)]
 
     async def released() -> bool:
         return list(world.compute.live) == [f"endpoints/wdbc/replicas/{second.id}"]
 
     await eventually(released)
+
+
+async def test_one_that_is_killed_again_and_again_is_replaced_at_once(deployment: Client, world: World, eventually: Eventually) -> None:
+    await create(deployment)
+    for _ in range(8):
+        await eventually(ready(deployment, 1))
+        world.launcher.running[0].exit(Exit(None, 9))
+        await resolve(deployment)
+    endpoint = await get(deployment)
+    assert (endpoint.state, endpoint.reason) == (READY, "")
+    async with world.database.read() as session:
+        assert (await repository.get_endpoint(session, "acme", "wdbc")).failures == 0
 
 
 async def test_a_crash_loop_is_said_and_slows_down(deployment: Client, world: World, eventually: Eventually, monkeypatch: Any) -> None:

@@ -37,6 +37,7 @@ Found = TypeVar("Found")
 
 TOKEN = "LEPTON_REPLICA_TOKEN"
 MISSED_PROBES = 3
+KILLED = "its process was killed from outside; another replica takes its place"
 LOG_TAIL_BYTES = 600
 RELEASE_SECONDS = 2.0
 WRITE_PAUSE_SECONDS = 2.0
@@ -261,18 +262,24 @@ class Run:
             if self._leaving.is_set() and not self._hurried:
                 await asyncio.wait([ended], timeout=self._around.settings.route_seconds)
             self._require_wanted()
+            if ended.result().killed:
+                # It had answered: neither it nor its model is to blame.
+                raise Unwanted(KILLED)
             raise Failed(await self._why(ended.result()))
         finally:
             ended.cancel()
 
     async def _tend(self) -> None:
         """Renews the allocation and looks whether it answers. Raises when it has to go."""
-        settings, missed = self._around.settings, 0
+        settings, missed, took = self._around.settings, 0, 0.0
         while True:
             await self._renew()
-            await asyncio.sleep(min(settings.allocation_lease_seconds / 3, settings.probe_seconds))
+            # Of one that hangs the question itself takes the turn.
+            await asyncio.sleep(max(0.0, min(settings.allocation_lease_seconds / 3, settings.probe_seconds) - took))
             if self._port:
+                asked = time.monotonic()
                 missed = 0 if await self._answers_at(self._port) else missed + 1
+                took = time.monotonic() - asked
             if missed >= MISSED_PROBES:
                 self._grace_seconds = 0
                 raise Failed(AppError(f"the replica did not answer {missed} health checks in a row", code="process_hung"))

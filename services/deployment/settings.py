@@ -56,7 +56,7 @@ class Settings(ServiceSettings):
     # Parts that no row names are kept for so long: they may be on their way into one.
     part_orphan_seconds: float = 3600.0
     # A replica that does not answer its health check in three turns of so many seconds is replaced.
-    probe_seconds: float = 10.0
+    probe_seconds: float = 5.0
 
     @model_validator(mode="after")
     def _require_hosts(self) -> Self:

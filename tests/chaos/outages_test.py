@@ -35,7 +35,9 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Apart]
 
 
 def kill_one(platform: Apart) -> None:
-    random.choice(replicas(platform)).kill()
+    found = eventually(lambda: replicas(platform), timeout=30)
+    assert found, platform.log()
+    random.choice(found).kill()
     time.sleep(KILL_SECONDS)
 
 
