@@ -43,7 +43,7 @@ docs-check: install ## Do the links in the documentation lead somewhere?
 bench: install ## Measure what docs/ promises
 	@$(PYTHON) -m tools.bench $(BENCH_ARGS)
 
-bench-serving: install ## A replica against other model servers; needs wrk; BENCH_PEERS=folder of their environments
+bench-serving: install ## A replica against other model servers; needs wrk; BENCH_ARGS='--install --write', BENCH_PEERS=folder of theirs
 	@BENCH_PEERS='$(BENCH_PEERS)' $(PYTHON) -m tools.bench_serving $(BENCH_ARGS)
 
 env: ## Write .env with secrets of your own, for docker compose

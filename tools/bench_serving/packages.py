@@ -1,4 +1,7 @@
-"""The two models that are served: an MLP 64→128→10 over numeric columns, and a CNN over 1×28×28 pictures."""
+"""The two models that are served: an MLP 64→128→10 over numeric columns, and a CNN over 1×28×28 pictures.
+
+Peers get each as one graph from raw rows to probabilities, so that they compute what a package's runtime does and nothing else.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from libs.modelkit import package as packages
 from libs.modelkit.architectures import build
-from libs.modelkit.export import export
+from libs.modelkit.export import export, to_onnx
 from libs.modelkit.package import Package
 from libs.modelkit.preprocessing import Preprocessing, fit_images, fit_table
 from libs.modelkit.spec import complete_params
 from libs.modelkit.target import fit_target
 
 COLUMNS = tuple(f"f{index}" for index in range(64))
+# For ONNX Runtime, and for torch.
+WHOLE, PROGRAM = "whole.onnx", "whole.pt2"
 
 
 def make(folder: Path) -> None:
@@ -36,3 +42,23 @@ def _ship(folder: Path, task: str, architecture: str, given: dict[str, Any], fit
     packages.write(made, {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()})
     if reason := export(module, rows.astype(np.float32), folder):
         raise SystemExit(f"error: {architecture}: {reason}")
+    whole = _Whole(fitted, module).eval()
+    row = torch.zeros(1, *((28, 28) if fitted.kind == "image" else (len(COLUMNS),)))
+    (folder / WHOLE).write_bytes(to_onnx(whole, row))
+    torch.export.save(torch.export.export(whole, (row,)), folder / PROGRAM)
+
+
+class _Whole(nn.Module):
+    """Raw rows as float32 to probabilities."""
+
+    def __init__(self, fitted: Preprocessing, module: nn.Module) -> None:
+        super().__init__()
+        image = fitted.kind == "image"
+        means, scales = (fitted.data[key] if image else [field[key] for field in fitted.inputs] for key in ("mean", "scale"))
+        self.shape, self.unit = fitted.shape, 255 if image else 1
+        self.mean, self.scale = (nn.Buffer(torch.tensor(figures, dtype=torch.float32)) for figures in (means, scales))
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.module((x.reshape(-1, *self.shape) / self.unit - self.mean) / self.scale)
+        return rows.softmax(1)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.modelkit.runtime import Runtime
 from services.deployment.replica.app import MAX_BODY, Replica
 from services.deployment.replica.replies import Request
 
@@ -103,6 +104,21 @@ def test_paths_and_methods(app):
     assert call(app, "GET", "/predict").status == 405
     assert call(app, "GET", "/").status == 404
     assert call(app, "GET", "/healthz").json() == {"status": "ok"}
+
+
+def test_what_the_model_takes_is_asked_for_once(numbers):
+    asked = []
+
+    class Asked(Runtime):
+        @property
+        def signature(self):
+            asked.append(1)
+            return super().signature
+
+    app = Replica(Asked(numbers.package, numbers._model, "asked"), TOKEN, "m")
+    first = len(asked)
+    assert call(app, "POST", "/v2/models/m/infer", {"inputs": [tensor("rows", [1, 2], [1, 2], "FP32")]}).status == 200
+    assert len(asked) == first > 0
 
 
 def test_requests_of_one_turn_share_one_call_of_the_model(runtime, monkeypatch):

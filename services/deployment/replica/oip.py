@@ -45,12 +45,15 @@ class Protocol:
     def __init__(self, runtime: Runtime | CodeRuntime, name: str, version: str) -> None:
         self.runtime, self.name, self.version = runtime, name, version
         self._by_records = isinstance(runtime, CodeRuntime)
-        self._fields = {field.name: field for field in runtime.signature.inputs}
+        signature = runtime.signature  # made anew whenever it is asked for
+        self._fields = {field.name: field for field in signature.inputs}
         self._names = tuple(self._fields)
         numeric = bool(self._fields) and all(field.type in ("double", "integer") and not field.shape for field in self._fields.values())
         self._numeric = not self._by_records and numeric
         self._takes_rows = numeric and ROWS not in self._fields
-        self._outputs = [self._describe_output(field) for field in runtime.signature.outputs]
+        self._outputs = [self._describe_output(field) for field in signature.outputs]
+        whole = bool(signature.inputs and signature.outputs) and not any(field.optional for field in signature.outputs)
+        self._has_tensors = whole or not self._by_records
         self._all = dict.fromkeys(output["name"] for output in self._outputs)
         self._labels = np.array(runtime.labels, object)
         self._answer = {"model_name": name} | ({"model_version": version} if version else {})
@@ -188,8 +191,7 @@ class Protocol:
         return Asked(id, wanted or self._all, binary)
 
     def _require_tensors(self) -> None:
-        outputs = self.runtime.signature.outputs
-        if self._by_records and (not self._fields or not outputs or any(field.optional for field in outputs)):
+        if not self._has_tensors:
             words = "this model does not say what tensors it takes and gives; send records to the endpoint's /predict"
             raise AppError(words, code="unimplemented")
 

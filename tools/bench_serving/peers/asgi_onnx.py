@@ -12,7 +12,7 @@ import uvicorn
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
-session = onnxruntime.InferenceSession(str(Path(sys.argv[1]) / "model.onnx"), options, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(str(Path(sys.argv[1]) / "whole.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Callable[[Any], Awaitable[None]]) -> None:

@@ -1,6 +1,7 @@
 """What most would write first: FastAPI, pydantic and torch. `fastapi_torch.py PACKAGE PORT`."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import fastapi
@@ -8,7 +9,7 @@ import torch
 import uvicorn
 from pydantic import BaseModel
 
-model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)).eval()
+model = torch.export.load(Path(sys.argv[1]) / "whole.pt2").module()
 torch.set_num_threads(1)
 app = fastapi.FastAPI()
 
@@ -28,7 +29,7 @@ class Infer(BaseModel):
 def infer(request: Infer) -> dict[str, Any]:
     tensor = request.inputs[0]
     with torch.inference_mode():
-        output = model(torch.tensor(tensor.data).reshape(tensor.shape)).softmax(1)
+        output = model(torch.tensor(tensor.data).reshape(tensor.shape))
     answer = {"name": "y", "datatype": "FP32", "shape": list(output.shape), "data": output.flatten().tolist()}
     return {"model_name": "m", "outputs": [answer]}
 

@@ -1,4 +1,4 @@
-"""MLServer with a runtime of its own, in its own process as its parallel workers are switched off. `mlserver_app.py PACKAGE PORT`."""
+"""MLServer with a runtime of its own, and no parallel workers. `mlserver_app.py PACKAGE PORT`; gRPC at the port behind it."""
 
 import asyncio
 import sys

@@ -26,7 +26,7 @@ class Served:
         return {"model_name": "m", "outputs": [answer]}
 
 
-ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", object_store_memory=100 << 20)
 serve.start(http_options={"port": int(sys.argv[2])})
 serve.run(Served.bind(sys.argv[1]), route_prefix="/v2/models/m/infer")
 while True:
