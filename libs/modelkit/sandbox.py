@@ -90,7 +90,7 @@ class Sandbox:
         }  # fmt: skip
         reply = self._ask(order, self._load_seconds, "load")
         if reply.get("loaded") is not True:
-            self._fail("process_failed", f"The model's code could not be loaded: {reply.get('error', 'it said nonsense')}")
+            self._fail("process_failed", f"The model's code could not be loaded: {_words(reply.get('error', 'it said nonsense'))}")
         offers = reply.get("offers")
         self.offers = frozenset(name for name in offers if isinstance(name, str)) if isinstance(offers, list) else frozenset()
 
@@ -138,7 +138,7 @@ class Sandbox:
             self._start_anew()
         reply = self._ask(message, self._answer_seconds, "answer")
         if isinstance(error := reply.get("error"), str):
-            raise AppError(f"The model's code failed: {error[:1000]}", code="upstream_failed")
+            raise AppError(f"The model's code failed: {_words(error)}", code="upstream_failed")
         return reply
 
     def _start_anew(self) -> None:
@@ -194,7 +194,7 @@ class Sandbox:
 
     def _fail(self, code: str, detail: str) -> NoReturn:
         self.stop()
-        tail = self._tail.decode(errors="replace").strip()
+        tail = _words(self._tail.decode(errors="replace"), _TAIL).strip()
         raise AppError(f"{detail}; it last wrote: {tail}" if tail else detail, code=code) from None
 
     @staticmethod
@@ -205,6 +205,11 @@ class Sandbox:
             while part := output.read1(1 << 16):  # type: ignore[attr-defined]
                 tail += part
                 del tail[:-_TAIL]
+
+
+def _words(said: Any, longest: int = 1000) -> str:
+    """As stores and wires take a text: without halves of a character, without NUL."""
+    return str(said)[:longest].encode(errors="replace").decode().replace("\0", "?")
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -26,6 +26,7 @@ HARM = {
     "too few answers": ("return []", "list of 1 answers"),
     "not a number": ("return [float('nan')]", "not JSON compliant"),
     "a huge answer": ("return ['x' * (17 << 20)]", "at most"),
+    "what no store takes": ("raise ValueError(chr(0xD800) + 'a' + chr(0))", "ValueError: ?a?"),
     "hangs": ("time.sleep(60)", "did not answer within 2 s"),
     "dies": ("os._exit(3)", "ended before it could answer"),
     "forges an answer": ("os.write(int(sys.argv[1]), b'\\xff' * 8)", "at most"),

@@ -21,6 +21,7 @@ def test_the_page(embedded_platform: Platform, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LEPTON_GRPC", embedded_platform.grpc)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     blocks = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 9
