@@ -64,6 +64,9 @@ class Client:
         self.answers.append(Answer(status, now - due, now - self.began, retry_after))
 
     async def _exchange(self) -> tuple[int, int]:
+        # Of what waited too long the server has hung up.
+        while self._idle and self._idle[-1][0].at_eof():
+            self._idle.pop()[1].close()
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._load.port)
         writer.write(self._message)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
