@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from opentelemetry import context, propagate
-from opentelemetry.context import Context
+from opentelemetry import context
 
 from lepton.common.v1 import options_pb2
 from libs.rpc.identity import NOBODY, Identity
+from libs.telemetry import extract
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def acting_for(workspace: str, member: str = "", role: int = options_pb2.ROLE_OP
 
     `traceparent`: the trace that is gone on with.
     """
-    token = context.attach(propagate.extract({"traceparent": traceparent}, context=Context())) if traceparent else None
+    token = context.attach(extract({"traceparent": traceparent})) if traceparent else None
     try:
         with acting(Call(Identity("", workspace, member, role))):
             yield

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import structlog
 from opentelemetry import propagate, trace
 
-from libs.telemetry import counter
+from libs.telemetry import counter, inject
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -96,10 +96,8 @@ class TaskQueue:
         if not self._room.acquire(blocking=False):
             self._lose(name, f"{MOST_UNSENT} wait to be sent")
             return
-        headers: dict[str, str] = {}
-        propagate.inject(headers)
         try:
-            self._sender.submit(self._send, name, dict(arguments), headers, priority, self._queue_of(part))
+            self._sender.submit(self._send, name, dict(arguments), inject(), priority, self._queue_of(part))
         except RuntimeError:
             self._room.release()
             self._lose(name, "stopping")

@@ -388,34 +388,28 @@ class Replica:
         if not request.path.endswith("_stream"):
             headers = {**used, "x-lepton-tokens-out": str(len(words))}
             return web.json_response({**said, "text_output": asked["text_input"].upper()}, headers=headers)
-        response = web.StreamResponse(headers={**used, "content-type": "text/event-stream"})
-        await response.prepare(request)
-        for number, word in enumerate(words):
-            if number == self.breaks_after:
-                assert request.transport is not None
-                request.transport.close()
-                return response
-            event = b"data: %s\n\n" % orjson.dumps({**said, "text_output": word.upper()})
-            await response.write(event[:9])
-            await response.write(event[9:])
-            self.streamed += 1
-            await asyncio.sleep(self.pause)
-        return response
+        return await self._tell(request, used, [{**said, "text_output": word.upper()} for word in words])
 
     async def _speak(self, request: web.Request, asked: Any) -> web.StreamResponse:
         used = {"x-lepton-rows": "1", "x-lepton-tokens-in": "5"}
         if not asked.get("stream"):
             return web.json_response({"object": "list"}, headers={**used, "x-lepton-tokens-out": "7"})
+        chunks = [{"choices": [{"index": 0, "text": f"{number} ", "finish_reason": None}]} for number in range(self.pieces)]
+        return await self._tell(request, used, chunks, b"data: [DONE]\n\n")
+
+    async def _tell(self, request: web.Request, used: dict[str, str], pieces: list[Any], end: bytes = b"") -> web.StreamResponse:
+        """As events, each cut in two."""
         response = web.StreamResponse(headers={**used, "content-type": "text/event-stream"})
         await response.prepare(request)
-        for number in range(self.pieces):
+        for number, piece in enumerate(pieces):
             if number == self.breaks_after:
                 assert request.transport is not None
                 request.transport.close()
                 return response
-            chunk = {"choices": [{"index": 0, "text": f"{number} ", "finish_reason": None}]}
-            await response.write(b"data: %s\n\n" % orjson.dumps(chunk))
+            event = b"data: %s\n\n" % orjson.dumps(piece)
+            await response.write(event[:9])
+            await response.write(event[9:])
             self.streamed += 1
             await asyncio.sleep(self.pause)
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(end)
         return response

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from opentelemetry import propagate
 
 from lepton.accounts.v1.accounts_service_pb2 import ReleaseQuotaRequest, ReserveQuotaRequest
 from libs.db import Database, new_id
 from libs.errors import AppError, Invalid, NotFound, Transient, Violation
 from libs.rpc import Client
 from libs.storage import ArtifactStore
+from libs.telemetry import inject
 from services.data import repository
 from services.data.desk import Desk
 from services.data.domain.states import State
@@ -132,6 +132,4 @@ def is_refused(version: Version) -> bool:
 
 def traceparent() -> str:
     """Of the current trace, for work that goes on later."""
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier.get("traceparent", "")
+    return inject().get("traceparent", "")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from opentelemetry import propagate
 
 from lepton.accounts.v1.accounts_service_pb2 import GetMeRequest
 from lepton.compute.v1.compute_service_pb2 import ListNodesRequest
@@ -21,6 +20,7 @@ from libs.db import Database, new_id
 from libs.errors import AppError, Conflict, Invalid, NotFound, Violation
 from libs.rpc import Client
 from libs.rpc.names import enum_name_by_number
+from libs.telemetry import inject
 from services.training import repository, wire
 from services.training.domain.admission import RANDOM, DataFacts, InitFacts, NodeFacts, check, complete, default_time_limit, used_metric
 from services.training.tables import TrainingJob
@@ -169,6 +169,4 @@ def _job(
 
 
 def _traceparent() -> str:
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier.get("traceparent") or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    return inject().get("traceparent") or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"

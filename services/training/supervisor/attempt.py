@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from opentelemetry import propagate
 
 from lepton.compute.v1.compute_service_pb2 import RenewAllocationRequest
 from libs.db import Unit
@@ -18,6 +17,7 @@ from libs.errors import AppError, Conflict, Invalid, NotFound, Transient
 from libs.launcher import Exit, Launch, LaunchError, Process
 from libs.lifecycle import Loop
 from libs.rpc import acting_for
+from libs.telemetry import inject
 from services.training import repository
 from services.training.domain.retry import Outcome
 from services.training.domain.states import State
@@ -164,9 +164,7 @@ class Attempt:
         async with tools.database.read() as session:
             checkpoints = await repository.list_checkpoints(session, job.workspace, job.id)
             resume = await repository.files_of(session, job.workspace, checkpoints[0].owner) if checkpoints else []
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        await folder.prepare(tools.stores, job, resume, carrier.get("traceparent") or job.traceparent)
+        await folder.prepare(tools.stores, job, resume, inject().get("traceparent") or job.traceparent)
         launch = Launch(
             f"{job.id}-{job.attempts}",
             tools.command(str(folder.root)),
